@@ -1,0 +1,1 @@
+"""Runnable examples: each one drives the daemon the way a user would."""

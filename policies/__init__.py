@@ -1,0 +1,1 @@
+"""Built-in scheduling policies, registered as a third party's would be."""

@@ -1,0 +1,101 @@
+"""``least-kv``: the backend with the most free KV tokens that fits the turn, sticky while it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from attrs import define, field, frozen
+
+from policies.options import read_options
+from thunderagent.policy import (
+    BackendId,
+    BackendView,
+    ClusterView,
+    Decision,
+    Pause,
+    Policy,
+    Reconsider,
+    Trigger,
+    TurnView,
+)
+
+__all__ = ["LeastKv", "roomiest"]
+
+
+@frozen
+class _Options:
+    overflow: bool = False
+
+
+def roomiest(backends: Sequence[BackendView]) -> BackendView:
+    """The backend with the most free tokens; of those with unknown capacity the one that accounts the least.
+
+    Unknown capacity is no reason to stay away: such a backend counts as roomier than any other.
+    """
+
+    def room(backend: BackendView) -> tuple[bool, int]:
+        free_tokens = backend.free_tokens
+        if free_tokens is None:
+            return (True, -backend.accounted_tokens)
+        return (False, free_tokens)
+
+    return max(backends, key=room)
+
+
+@define(eq=False)
+class LeastKv(Policy):
+    """Capacity-aware placement by turn.
+
+    A turn goes to its program's place while its growth fits there, else to the roomiest backend that fits the
+    whole program. Where none fits it is held, oldest first; ``overflow=true`` sends it to the roomiest instead.
+    Idle programs keep their tokens accounted, but they cannot stop everybody: where turns wait for a backend on
+    which none runs, the programs idle there for longest are paused until the oldest one fits.
+    """
+
+    name: ClassVar[str] = "least-kv"
+    _options: _Options = field(factory=_Options)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, str]) -> LeastKv:
+        """``overflow`` (false): never hold."""
+        return cls(read_options(cls.name, _Options(), options))
+
+    def admit(self, turn: TurnView, cluster: ClusterView) -> BackendId | None:
+        """The place if it fits, else the roomiest that fits, else hold. O(backends)."""
+        place = turn.place
+        if place is not None and cluster.fits(turn, place):
+            return place.id
+        fitting = [backend for backend in turn.eligible_backends if cluster.fits(turn, backend)]
+        if fitting:
+            return roomiest(fitting).id
+        if self._options.overflow:
+            return roomiest(turn.eligible_backends).id
+        return None
+
+    def rebalance(self, cluster: ClusterView, trigger: Trigger) -> Sequence[Decision]:
+        """Offer held turns again, after pausing idle programs where nothing runs any more."""
+        oldest = next((waiter for waiter in cluster.waiting() if not waiter.is_urgent), None)
+        if oldest is None:
+            return ()
+        decisions: list[Decision] = []
+        for backend in oldest.turn.eligible_backends:
+            if backend.turn_count == 0:
+                decisions += self._make_room(oldest.turn, backend, cluster)
+                if decisions:
+                    break
+        return (*decisions, Reconsider())
+
+    @staticmethod
+    def _make_room(turn: TurnView, backend: BackendView, cluster: ClusterView) -> list[Decision]:
+        free_tokens = backend.free_tokens
+        if free_tokens is None or cluster.fits(turn, backend):
+            return []
+        needed_tokens, paused = cluster.added_tokens(turn, backend), list[Decision]()
+        for program in backend.longest_idle_first():
+            if free_tokens >= needed_tokens:
+                break
+            if program is not turn.program:
+                paused.append(Pause(program.id))
+                free_tokens += program.own_tokens
+        return paused

@@ -1,0 +1,53 @@
+"""Reads ``--policy-option key=value`` into a policy's attrs settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import attrs
+
+from thunderagent.policy import OptionError
+
+__all__ = ["read_options"]
+
+_Settings = TypeVar("_Settings", bound=attrs.AttrsInstance)
+
+_TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
+
+
+def read_options(policy: str, settings: _Settings, options: Mapping[str, str]) -> _Settings:
+    """Return ``settings`` (an attrs instance) with the options in place of its values.
+
+    The type of each present value says how its option is read. Numbers must not be negative.
+
+    Raises:
+        OptionError: an unknown option (the known ones are named), or a value of the wrong kind.
+    """
+    known: dict[str, Any] = attrs.asdict(settings, recurse=False)
+    values: dict[str, Any] = {}
+    for name, text in options.items():
+        if name not in known:
+            names = ", ".join(sorted(known)) or "none"
+            raise OptionError(f"policy {policy!r} has no option {name!r}; it has: {names}")
+        values[name] = _read(policy, name, text, type(known[name]))
+    return attrs.evolve(settings, **values)  # type: ignore[misc]  # bound above
+
+
+def _read(policy: str, name: str, text: str, kind: type[Any]) -> Any:
+    def wrong(wanted: str) -> OptionError:
+        return OptionError(f"policy {policy!r}: option {name} must be {wanted}, got {text!r}")
+
+    if kind is bool:
+        if text.lower() not in _TRUE | _FALSE:
+            raise wrong("true or false")
+        return text.lower() in _TRUE
+    if kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise wrong("a whole number" if kind is int else "a number") from None
+        if not 0 <= value < float("inf"):
+            raise wrong("a finite number of at least 0")
+        return value
+    return text

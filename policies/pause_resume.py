@@ -1,0 +1,304 @@
+"""``pause-resume``: ThunderAgent's scheduling (arXiv 2602.13692, section 4), reacting to events.
+
+As many programs are admitted as the KV cache holds, the rest wait. When the admitted ones outgrow the cache, some
+are paused at a turn boundary; when there is room again, waiting ones are resumed. ``preset=paper`` is the published
+algorithm: everything on a 5 s tick, smallest programs first, a resumed program on any backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import ClassVar
+
+from attrs import define, field, frozen
+
+from policies.options import read_options
+from thunderagent.policy import (
+    Admit,
+    AdmitTurn,
+    BackendId,
+    BackendView,
+    ClusterView,
+    Decision,
+    OptionError,
+    Pause,
+    Policy,
+    ProgramView,
+    Standing,
+    Trigger,
+    TurnView,
+    WaiterView,
+    Yield,
+)
+
+__all__ = ["PauseResume", "Settings"]
+
+_SCAN_LIMIT = 256
+"""Waiters looked at per event beyond the first that does not fit: bounds the cost where models differ."""
+
+_NEGLIGIBLE_HALF_LIVES = 20.0
+"""After so many half-lives a decayed footprint is under a millionth and not worth a look."""
+
+
+@frozen
+class Settings:
+    """Options of the policy; tokens and seconds."""
+
+    tick_seconds: float = 5.0
+    """How often to look without an event: a safety net, or with ``react=false`` the only time."""
+    react: bool = True
+    """Pause and resume on events; false: on ticks only (published)."""
+    order: str = "oldest"
+    """``oldest``: who has asked for longest is resumed first. ``smallest``: the published scores (eq. 10)."""
+    resume_on: str = "origin"
+    """``origin``: the last backend where it fits, else the roomiest. ``roomiest``: any (published)."""
+    high_watermark: float = 1.0
+    """lambda_max: pause above this share of the capacity."""
+    growth_reserve: float = 0.05
+    """Share of the capacity kept free when admitting, for the growth of those already in."""
+    buffer_tokens: int = 100
+    """Decode headroom per admitted program."""
+    acting_weight: float = 1.0
+    """How much the tokens of an acting program count."""
+    half_life_seconds: float = 0.0
+    """Acting tokens count 2^(-t / half-life) after t seconds in a tool when resuming; 0: no decay."""
+    pause_decay: bool = False
+    """Decay when pausing as well (eq. 7)."""
+
+
+PRESETS: Mapping[str, Settings] = {
+    "default": Settings(),
+    "paper": Settings(react=False, order="smallest", resume_on="roomiest", growth_reserve=0.0),
+}
+
+
+@define(eq=False)
+class PauseResume(Policy):
+    """See the module's docstring; options in ``Settings``."""
+
+    name: ClassVar[str] = "pause-resume"
+    settings: Settings = field(factory=Settings)
+    tick_seconds: float | None = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.tick_seconds = self.settings.tick_seconds
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, str]) -> PauseResume:
+        """``preset`` (default, paper) first, then single options on top of it."""
+        rest = dict(options)
+        preset = rest.pop("preset", "default")
+        if preset not in PRESETS:
+            names = ", ".join(PRESETS)
+            raise OptionError(f"policy {cls.name!r}: option preset must be one of {names}, got {preset!r}")
+        settings = read_options(cls.name, PRESETS[preset], rest)
+        for option, value, choices in (
+            ("order", settings.order, ("oldest", "smallest")),
+            ("resume_on", settings.resume_on, ("origin", "roomiest")),
+        ):
+            if value not in choices:
+                wanted = " or ".join(choices)
+                raise OptionError(f"policy {cls.name!r}: option {option} must be {wanted}, got {value!r}")
+        if settings.tick_seconds <= 0:
+            raise OptionError(f"policy {cls.name!r}: option tick_seconds must be above 0")
+        return cls(settings)
+
+    def admit(self, turn: TurnView, cluster: ClusterView) -> BackendId | None:
+        """A program's place; a newcomer's only if nobody waits and it fits. O(backends)."""
+        if turn.place is not None:
+            return turn.place.id
+        if cluster.waiting_count:
+            return None
+        rooms = _Rooms(self.settings, cluster)
+        fitting = [entry for entry in turn.eligible_backends if rooms.fits(entry, rooms.added(turn, entry))]
+        if not fitting:
+            return None
+        return min(fitting, key=lambda backend: (backend.accounted_tokens, backend.turn_count)).id
+
+    def rebalance(self, cluster: ClusterView, trigger: Trigger) -> Sequence[Decision]:
+        """Pause where the cache is outgrown, resume where there is room."""
+        if not self.settings.react and trigger is not Trigger.TICK:
+            return ()
+        rooms = _Rooms(self.settings, cluster)
+        if self.settings.order == "smallest":
+            return (*self._resume_smallest(cluster, rooms), *self._pause(cluster, rooms))
+        return (*self._pause(cluster, rooms), *self._resume_oldest(cluster, rooms))
+
+    def _pause(self, cluster: ClusterView, rooms: _Rooms) -> list[Decision]:
+        """Acting programs at once, then reasoning ones at their boundary; smallest first (eq. 11)."""
+        decisions: list[Decision] = []
+        for backend in cluster.backends:
+            excess_tokens = rooms.excess(backend)
+            if excess_tokens <= 0:
+                continue
+            left = backend.program_count - backend.count(Standing.YIELDING)
+            for standing, decide in ((Standing.ACTING, Pause), (Standing.REASONING, Yield)):
+                for program in backend.smallest_first(standing):
+                    if excess_tokens <= 0 or left <= 1:
+                        break
+                    decisions.append(decide(program.id))
+                    rooms.leave(backend, program, at_once=standing is Standing.ACTING)
+                    excess_tokens -= rooms.weight(program, standing) + self.settings.buffer_tokens
+                    left -= 1
+        return decisions
+
+    def _resume_oldest(self, cluster: ClusterView, rooms: _Rooms) -> list[Decision]:
+        """Waiters in the order they asked; one that fits nowhere bars the younger ones of its model."""
+        decisions: list[Decision] = []
+        barred: set[str | None] = set()
+        for waiter in islice(cluster.waiting(), _SCAN_LIMIT):
+            if not _asks_for_a_place(waiter) or waiter.turn.model in barred:
+                continue
+            decision = self._place(waiter, rooms)
+            if decision is None:
+                barred.add(waiter.turn.model)
+            else:
+                decisions.append(decision)
+        return decisions
+
+    def _place(self, waiter: WaiterView, rooms: _Rooms) -> Decision | None:
+        turn, program = waiter.turn, waiter.program
+        fitting = [entry for entry in turn.eligible_backends if rooms.fits(entry, rooms.added(turn, entry))]
+        if not fitting:
+            return None
+        chosen = max(fitting, key=rooms.room)
+        if program is not None and self.settings.resume_on == "origin":
+            chosen = next((entry for entry in fitting if entry.id == program.origin), chosen)
+        rooms.take(chosen, rooms.added(turn, chosen))
+        return AdmitTurn(turn.id, chosen.id) if program is None else Admit(program.id, chosen.id)
+
+    def _resume_smallest(self, cluster: ClusterView, rooms: _Rooms) -> list[Decision]:
+        """The published resume: pick by score what fits all rooms together, place the largest first."""
+        candidates = _candidates(cluster)
+        total_tokens, picked = sum(max(0.0, rooms.room(backend)) for backend in cluster.backends), []
+        for candidate in candidates:
+            cost_tokens = candidate.need_tokens + self.settings.buffer_tokens
+            if cost_tokens <= total_tokens:
+                total_tokens -= cost_tokens
+                picked.append(candidate)
+        decisions: list[Decision] = []
+        for candidate in sorted(picked, key=lambda entry: -entry.need_tokens):
+            backends = candidate.backends or cluster.backends
+            chosen = max(backends, key=rooms.room, default=None)
+            if chosen is not None and rooms.fits(chosen, candidate.need_tokens):
+                rooms.take(chosen, candidate.need_tokens)
+                decisions.append(candidate.decide(chosen.id))
+        return decisions
+
+
+@frozen
+class _Candidate:
+    """Somebody to resume: a waiter, or a paused program whose agent is in a tool."""
+
+    need_tokens: int
+    waiter: WaiterView | None
+    program: ProgramView | None
+
+    @property
+    def backends(self) -> Sequence[BackendView]:
+        return () if self.waiter is None else self.waiter.turn.eligible_backends
+
+    def decide(self, backend: BackendId) -> Decision:
+        if self.program is not None:
+            return Admit(self.program.id, backend)
+        assert self.waiter is not None
+        return AdmitTurn(self.waiter.turn.id, backend)
+
+
+def _asks_for_a_place(waiter: WaiterView) -> bool:
+    """Not so while the scheduler makes room for it, no backend is there for it, or its program is yielding."""
+    has_place = waiter.program is not None and waiter.program.place is not None
+    return not waiter.is_urgent and not has_place and bool(waiter.turn.eligible_backends)
+
+
+def _candidates(cluster: ClusterView) -> list[_Candidate]:
+    """In the published order: waiting with more than one step, new ones, acting ones; each by tokens ascending."""
+    waiting = [entry for entry in cluster.waiting_smallest_first() if _asks_for_a_place(entry)]
+
+    def is_known(waiter: WaiterView) -> bool:
+        return waiter.program is not None and waiter.program.turns_finished > 0
+
+    ordered = [*filter(is_known, waiting), *(waiter for waiter in waiting if not is_known(waiter))]
+    acting = sorted((program for program in cluster.paused if program.is_idle), key=lambda entry: entry.need_tokens)
+    return [
+        *(_Candidate(waiter.need_tokens, waiter, waiter.program) for waiter in ordered),
+        *(_Candidate(program.need_tokens, None, program) for program in acting),
+    ]
+
+
+@define(eq=False)
+class _Rooms:
+    """Room per backend by the policy's own count, and what this batch of decisions changes about it."""
+
+    settings: Settings
+    cluster: ClusterView
+    _changes: dict[BackendId, float] = field(factory=dict)
+
+    def added(self, turn: TurnView, backend: BackendView) -> int:
+        return self.cluster.added_tokens(turn, backend)
+
+    def used(self, backend: BackendView, *, decayed: bool) -> float:
+        """Reasoning + weight x acting + guests + shared + headroom per program, yielding ones included."""
+        settings = self.settings
+        acting_tokens: float = backend.acting_tokens
+        if decayed and settings.half_life_seconds > 0:
+            acting_tokens = self._decayed_tokens(backend)
+        fixed_tokens = backend.accounted_tokens - backend.acting_tokens
+        buffers_tokens = settings.buffer_tokens * backend.program_count
+        return fixed_tokens + settings.acting_weight * acting_tokens + buffers_tokens
+
+    def _decayed_tokens(self, backend: BackendView) -> float:
+        """Newest first, as far back as it matters."""
+        half_life, now = self.settings.half_life_seconds, self.cluster.now
+        newest_first: Iterable[ProgramView] = reversed(list(backend.longest_idle_first()))
+        total_tokens = 0.0
+        for program in newest_first:
+            half_lives = (now - program.idle_since) / half_life
+            if half_lives > _NEGLIGIBLE_HALF_LIVES:
+                break
+            total_tokens += program.own_tokens * 2.0**-half_lives
+        return total_tokens
+
+    def weight(self, program: ProgramView, standing: Standing) -> float:
+        return program.own_tokens * (self.settings.acting_weight if standing is Standing.ACTING else 1.0)
+
+    def room(self, backend: BackendView) -> float:
+        """Tokens that may still be admitted; infinite while the capacity is unknown."""
+        if backend.capacity_tokens is None:
+            return float("inf")
+        limit_tokens = self.settings.high_watermark * backend.capacity_tokens
+        free_tokens = backend.free_tokens
+        assert free_tokens is not None
+        reserved_tokens = backend.capacity_tokens - backend.accounted_tokens - free_tokens
+        used_tokens = self.used(backend, decayed=True) + self._changes.get(backend.id, 0.0)
+        return limit_tokens - used_tokens - reserved_tokens
+
+    def fits(self, backend: BackendView, tokens: int) -> bool:
+        """Whether a newcomer fits, with headroom and reserve; an empty backend takes anything."""
+        if backend.capacity_tokens is None:
+            return True
+        if backend.free_tokens == backend.capacity_tokens and backend.id not in self._changes:
+            return True
+        reserve_tokens = self.settings.growth_reserve * backend.capacity_tokens
+        return tokens + self.settings.buffer_tokens + reserve_tokens <= self.room(backend)
+
+    def excess(self, backend: BackendView) -> float:
+        """Tokens over the high watermark once those that yield have left."""
+        if backend.capacity_tokens is None:
+            return 0.0
+        yielding = backend.yielding_tokens + self.settings.buffer_tokens * backend.count(Standing.YIELDING)
+        used_tokens = self.used(backend, decayed=self.settings.pause_decay) + self._changes.get(backend.id, 0.0)
+        return used_tokens - yielding - self.settings.high_watermark * backend.capacity_tokens
+
+    def take(self, backend: BackendView, tokens: int) -> None:
+        """Count an admission of this batch."""
+        change = self._changes.get(backend.id, 0.0)
+        self._changes[backend.id] = change + tokens + self.settings.buffer_tokens
+
+    def leave(self, backend: BackendView, program: ProgramView, *, at_once: bool) -> None:
+        """Count a pause of this batch; a yielding program frees its tokens only when its turn ends."""
+        if at_once:
+            change = self._changes.get(backend.id, 0.0)
+            freed_tokens = self.weight(program, Standing.ACTING) + self.settings.buffer_tokens
+            self._changes[backend.id] = change - freed_tokens

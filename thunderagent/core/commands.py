@@ -1,0 +1,165 @@
+"""What the scheduler tells the driver: commands to carry out, and notices for logs, metrics and hooks."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from attrs import frozen
+
+from thunderagent.core.ids import BackendId, ProgramId, TurnId
+
+__all__ = [
+    "Command",
+    "DecisionRejected",
+    "Forward",
+    "HoldReason",
+    "Notice",
+    "PauseReason",
+    "PolicyFailed",
+    "ProgramAdmitted",
+    "ProgramExpired",
+    "ProgramForced",
+    "ProgramMoved",
+    "ProgramPaused",
+    "ProgramYielding",
+    "Refuse",
+    "RefuseCode",
+    "TurnHeld",
+]
+
+
+class RefuseCode(Enum):
+    """Why a turn is turned away; ``thunderagent.errors`` fixes the HTTP status of each."""
+
+    MODEL_NOT_FOUND = "model_not_found"
+    PROGRAM_RELEASED = "program_released"
+    HOLD_LIMIT = "hold_limit"
+    QUEUE_FULL = "queue_full"
+    TOO_MANY_PROGRAMS = "too_many_programs"
+    BACKEND_UNAVAILABLE = "backend_unavailable"
+
+
+class HoldReason(Enum):
+    """Why a turn waits in the router."""
+
+    POLICY = "policy"
+    NO_BACKEND = "no_backend"
+    YIELDING = "yielding"
+
+
+class PauseReason(Enum):
+    """Why a program lost its place."""
+
+    POLICY = "policy"
+    HOLD_LIMIT = "hold_limit"
+    BACKEND_LOST = "backend_lost"
+
+
+@frozen
+class Forward:
+    """Send the turn to the backend now."""
+
+    turn: TurnId
+    backend: BackendId
+
+
+@frozen
+class Refuse:
+    """Answer the turn with an error; ``retry_after_seconds`` None where trying again is of no use."""
+
+    turn: TurnId
+    code: RefuseCode
+    message: str
+    retry_after_seconds: float | None = None
+
+
+@frozen
+class TurnHeld:
+    """The turn waits, until ``deadline_at`` (the scheduler's clock) at the latest; None: without limit."""
+
+    turn: TurnId
+    program: ProgramId | None
+    reason: HoldReason
+    deadline_at: float | None
+
+
+@frozen
+class ProgramAdmitted:
+    """The program has a place; ``waited_seconds`` since it first asked for it."""
+
+    program: ProgramId
+    backend: BackendId
+    waited_seconds: float
+    resumed: bool
+
+
+@frozen
+class ProgramYielding:
+    """The program gives its place up at its next turn boundary."""
+
+    program: ProgramId
+    backend: BackendId
+
+
+@frozen
+class ProgramPaused:
+    """The program lost its place."""
+
+    program: ProgramId
+    backend: BackendId
+    reason: PauseReason
+
+
+@frozen
+class ProgramMoved:
+    """The program's place changed; turns on the former backend finish there."""
+
+    program: ProgramId
+    origin: BackendId
+    backend: BackendId
+
+
+@frozen
+class ProgramForced:
+    """The hold limit was reached and the program was let in without regard to capacity."""
+
+    program: ProgramId | None
+    backend: BackendId
+
+
+@frozen
+class ProgramExpired:
+    """The program had no turn for ``program_ttl_seconds`` and is forgotten."""
+
+    program: ProgramId
+    idle_seconds: float
+
+
+@frozen
+class DecisionRejected:
+    """A policy's decision was not legal and changed nothing."""
+
+    decision: str
+    reason: str
+
+
+@frozen
+class PolicyFailed:
+    """A policy raised; ``where`` names the method. It counts as no decision."""
+
+    where: str
+    error: str
+
+
+Notice = (
+    TurnHeld
+    | ProgramAdmitted
+    | ProgramYielding
+    | ProgramPaused
+    | ProgramMoved
+    | ProgramForced
+    | ProgramExpired
+    | DecisionRejected
+    | PolicyFailed
+)
+Command = Forward | Refuse | Notice

@@ -1,0 +1,290 @@
+"""Asks the policy, checks what it says against the rules, and has it carried out.
+
+A policy that raises has made no decision; a decision that is not legal is dropped and told. Neither loses a
+turn: without a decision a turn of an admitted program goes to its place, and any other one is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attrs import define, field
+
+from thunderagent.core.backend import Backend
+from thunderagent.core.cluster import Cluster
+from thunderagent.core.commands import (
+    Command,
+    DecisionRejected,
+    Forward,
+    HoldReason,
+    PauseReason,
+    PolicyFailed,
+    Refuse,
+    RefuseCode,
+)
+from thunderagent.core.decisions import (
+    Admit,
+    AdmitTurn,
+    Decision,
+    Move,
+    Pause,
+    Reconsider,
+    Trigger,
+    Yield,
+)
+from thunderagent.core.events import Event
+from thunderagent.core.hold_limit import Reservations, roomiest
+from thunderagent.core.ids import BackendId
+from thunderagent.core.placement import Placement
+from thunderagent.core.policy import Policy
+from thunderagent.core.program import Program, Status
+from thunderagent.core.queue import Waiter
+from thunderagent.core.turn import Turn, TurnStatus
+
+__all__ = ["Decider"]
+
+
+@define(eq=False)
+class Decider:
+    """The policy's side of the scheduler."""
+
+    policy: Policy
+    cluster: Cluster
+    placement: Placement
+    reservations: Reservations
+    _observes: bool = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._observes = type(self.policy).observe is not Policy.observe
+
+    # One turn
+
+    def place(self, turn: Turn) -> bool:
+        """Forward a turn that is not in the queue, or hold it, or refuse it for want of room in the queue.
+
+        Returns whether it was forwarded.
+        """
+        self._decide_company(turn)
+        choice = self._choose(turn)
+        if isinstance(choice, Backend):
+            self._send(turn, choice)
+            return True
+        max_held_turns = self.placement.settings.max_held_turns
+        if self.cluster.queue.turn_count >= max_held_turns:
+            self.turn_away(turn, RefuseCode.QUEUE_FULL, f"{max_held_turns} turns wait already", 5.0)
+            return False
+        self.placement.hold(turn, choice)
+        if turn.tried and choice is HoldReason.NO_BACKEND:
+            self.placement.retry_later(turn)
+        return False
+
+    def turn_away(self, turn: Turn, code: RefuseCode, message: str, retry_after_seconds: float | None = None) -> None:
+        """Refuse a turn that is not in the queue; a program that never had another one goes with it."""
+        self.placement.refuse(turn, code, message, retry_after_seconds)
+        program = turn.program
+        if program is None or program.status is not Status.NEW or not program.is_idle:
+            return
+        if program.waiting_since is None:
+            self.placement.forget_program(program)
+
+    def unhold(self, turn: Turn) -> None:
+        """Take a turn out of the queue; room reserved for its waiter is given back with the last turn of it."""
+        waiter = self.cluster.queue.of(turn)
+        assert waiter is not None
+        self.placement.unhold(turn)
+        if not waiter.turns:
+            self.reservations.cancel(waiter)
+
+    def _decide_company(self, turn: Turn) -> None:
+        """Settle whether the turn goes with its program, or alone beside a place that cannot serve it."""
+        program = turn.program
+        turn.waits_alone = program is None
+        if program is None or program.place is None or program.place in turn.eligible_backends:
+            return
+        if program.place.id in turn.tried and not self.placement.runs_at_place(program):
+            self.placement.pause(program, PauseReason.BACKEND_LOST)
+        else:
+            turn.waits_alone = True
+
+    def _choose(self, turn: Turn) -> Backend | HoldReason:
+        """Where the turn goes now, or why it has to wait."""
+        eligible, place = turn.eligible_backends, turn.place
+        if not eligible:
+            return HoldReason.NO_BACKEND
+        if place is not None and turn.program is not None and turn.program.status is Status.YIELDING:
+            return HoldReason.YIELDING
+        if all(entry.capacity_tokens is not None and turn.need_tokens > entry.capacity_tokens for entry in eligible):
+            # No wait makes it fit. The estimate may be off; if not, the engine says so best (context overflow).
+            return place or roomiest(eligible)
+        try:
+            chosen = self.policy.admit(turn, self.cluster)
+        except Exception as error:  # a third party's code: its bugs must not cost a request
+            self._policy_failed("admit", error)
+            return place or HoldReason.POLICY
+        if chosen is None:
+            return HoldReason.POLICY
+        backend = next((entry for entry in eligible if entry.id == chosen), None)
+        if backend is None:
+            self._rejected(f"admit -> {chosen!r}", "not an eligible backend of the turn")
+            return place or HoldReason.POLICY
+        return backend
+
+    def _send(self, turn: Turn, backend: Backend) -> None:
+        """Forward a turn that is not in the queue, and with a new place its program's other held turns."""
+        program = turn.program
+        if program is None or turn.waits_alone:
+            self.placement.forward(turn, backend)
+            return
+        is_new_place = program.place is not backend
+        self.placement.admit(program, backend)
+        self.placement.forward(turn, backend)
+        if is_new_place:
+            self._forward_held(program)
+
+    def _forward_held(self, program: Program) -> None:
+        """The program has a place: each of its held turns is offered to the policy again."""
+        for turn in list(program.held.values()):
+            if not turn.waits_alone:
+                self.unhold(turn)
+                self.place(turn)
+
+    def admit_waiter(self, waiter: Waiter, backend: Backend) -> None:
+        """Let a waiter in without asking the policy: the hold limit was reached."""
+        turn = waiter.turn
+        self.unhold(turn)
+        self._send(turn, backend)
+
+    # Rebalancing
+
+    def rebalance(self, trigger: Trigger) -> None:
+        """Ask the policy for decisions and carry out the legal ones."""
+        try:
+            decisions: Sequence[object] = tuple(self.policy.rebalance(self.cluster, trigger))
+        except Exception as error:  # as above
+            self._policy_failed("rebalance", error)
+            return
+        for decision in decisions:
+            if not isinstance(decision, (Admit, AdmitTurn, Move, Pause, Reconsider, Yield)):
+                self._rejected(repr(decision), "not a decision")
+                continue
+            reason = self._apply(decision)
+            if reason is not None:
+                self._rejected(repr(decision), reason)
+
+    def serve_urgent(self) -> None:
+        """Make and use room for turns that reached the hold limit."""
+        while (ready := self.reservations.ready()) is not None:
+            waiter, backend = ready
+            self.reservations.cancel(waiter)
+            self.admit_waiter(waiter, backend)
+
+    def _apply(self, decision: Decision) -> str | None:
+        """Carry a decision out; returns why it is not legal, or None."""
+        if isinstance(decision, Reconsider):
+            self._reconsider()
+            return None
+        if isinstance(decision, AdmitTurn):
+            return self._admit_turn(decision)
+        program = self.cluster.program_by_id.get(decision.program)
+        if program is None:
+            return "the program is not known"
+        if isinstance(decision, Admit):
+            return self._admit(program, decision.backend)
+        if program.place is None:
+            return "the program has no place"
+        if isinstance(decision, Move):
+            return self._move(program, decision.backend)
+        if isinstance(decision, Yield):
+            self.placement.yield_place(program, PauseReason.POLICY)
+            return None
+        if self.placement.runs_at_place(program):
+            return "a turn of the program runs: it can only yield"
+        self.placement.pause(program, PauseReason.POLICY)
+        return None
+
+    def _admit(self, program: Program, backend_id: BackendId) -> str | None:
+        backend = self.cluster.backend_by_id.get(backend_id)
+        waiter = self.cluster.queue.of_program(program)
+        if backend is None or not backend.is_available:
+            return "the backend takes no turns"
+        if program.place is not None and program.place is not backend:
+            return "the program has another place: move it"
+        if waiter is not None and waiter.is_urgent:
+            return "the scheduler makes room for the program"
+        if waiter is not None and backend not in waiter.turn.eligible_backends:
+            return "the backend is not eligible for the program's turn"
+        self.placement.admit(program, backend)
+        self._forward_held(program)
+        return None
+
+    def _admit_turn(self, decision: AdmitTurn) -> str | None:
+        turn = self.cluster.turn_by_id.get(decision.turn)
+        if turn is None or turn.status is not TurnStatus.HELD:
+            return "the turn is not held"
+        backend = next((entry for entry in turn.eligible_backends if entry.id == decision.backend), None)
+        if backend is None:
+            return "the backend is not eligible for the turn"
+        waiter = self.cluster.queue.of(turn)
+        if waiter is not None and waiter.is_urgent:
+            return "the scheduler makes room for the turn"
+        if not turn.waits_alone and turn.place is not backend:
+            return "the turn waits for its program's place: admit the program"
+        self.unhold(turn)
+        self.placement.forward(turn, backend)
+        return None
+
+    def _move(self, program: Program, backend_id: BackendId) -> str | None:
+        backend = self.cluster.backend_by_id.get(backend_id)
+        if backend is None or not backend.is_available:
+            return "the backend takes no turns"
+        if program.place is backend:
+            return "the program is there already"
+        if program.status is Status.YIELDING:
+            return "the program is yielding"
+        self.placement.admit(program, backend)
+        return None
+
+    def _reconsider(self) -> None:
+        """Offer waiters to ``admit`` again, oldest first; one that is held again bars the others of its model."""
+        queue, barred, index = self.cluster.queue, set[str | None](), 0
+        while index < len(queue.by_age) and len(barred) < len(queue.models):
+            waiter: Waiter = queue.by_age[index]
+            turn = waiter.turn
+            if waiter.is_urgent or turn.model in barred:
+                index += 1
+                continue
+            choice = self._choose(turn)
+            if isinstance(choice, Backend):
+                self.unhold(turn)
+                self._send(turn, choice)
+            else:
+                barred.add(turn.model)
+                index += 1
+
+    # Telling
+
+    def tell(self, event: Event) -> None:
+        """Let the policy see an event before it is handled."""
+        if self._observes:
+            try:
+                self.policy.observe(event, self.cluster)
+            except Exception as error:  # as above
+                self._policy_failed("observe", error)
+
+    def tell_notices(self, commands: Sequence[Command]) -> None:
+        """Let the policy see what came of its decisions."""
+        if not self._observes:
+            return
+        for command in commands:
+            if isinstance(command, (Forward, Refuse, PolicyFailed)):
+                continue
+            try:
+                self.policy.observe(command, self.cluster)
+            except Exception as error:  # as above
+                self._policy_failed("observe", error)
+
+    def _policy_failed(self, where: str, error: Exception) -> None:
+        self.placement.commands.append(PolicyFailed(where, f"{type(error).__name__}: {error}"))
+
+    def _rejected(self, decision: str, reason: str) -> None:
+        self.placement.commands.append(DecisionRejected(decision, reason))

@@ -1,0 +1,64 @@
+"""How many tokens a body holds, before the engine has said so."""
+
+from __future__ import annotations
+
+from attrs import define
+
+from thunderagent.core.usage import Usage
+
+__all__ = ["History", "Ratio"]
+
+INITIAL_BYTES_PER_TOKEN = 4.0
+"""Before the first sample. JSON of English text and code has 3.5 to 5; the lower end holds back more."""
+
+SAMPLE_WEIGHT = 0.2
+"""Weight of a new sample in the global ratio (the published scheduler's value)."""
+
+
+@define(eq=False)
+class Ratio:
+    """Bytes of body per prompt token over all programs: the first sample, then a moving mean."""
+
+    bytes_per_token: float = INITIAL_BYTES_PER_TOKEN
+    samples: int = 0
+
+    def learn(self, body_bytes: int, prompt_tokens: int) -> None:
+        """Take one finished turn into account; a turn without prompt tokens says nothing."""
+        if prompt_tokens <= 0 or body_bytes <= 0:
+            return
+        sample = body_bytes / prompt_tokens
+        if self.samples == 0:
+            self.bytes_per_token = sample
+        else:
+            self.bytes_per_token += SAMPLE_WEIGHT * (sample - self.bytes_per_token)
+        self.samples += 1
+
+    def tokens(self, size_bytes: int) -> int:
+        """Tokens in ``size_bytes`` of body, at least 1."""
+        return max(1, round(size_bytes / self.bytes_per_token))
+
+
+@define(eq=False)
+class History:
+    """What the last finished turn of a branch said: exact tokens for the bytes that it had."""
+
+    body_bytes: int = 0
+    prompt_tokens: int = 0
+
+    def learn(self, body_bytes: int, usage: Usage) -> None:
+        """Remember a finished turn's exact size."""
+        if usage.prompt_tokens > 0 and body_bytes > 0:
+            self.body_bytes = body_bytes
+            self.prompt_tokens = usage.prompt_tokens
+
+    def prompt_tokens_of(self, body_bytes: int, ratio: Ratio) -> int:
+        """Tokens of a new body: what was there before exactly, and the new bytes by this branch's own ratio.
+
+        The assistant's message is among the new bytes. A shorter body (compaction) is estimated afresh.
+        """
+        if self.prompt_tokens == 0:
+            return ratio.tokens(body_bytes)
+        own_bytes_per_token = self.body_bytes / self.prompt_tokens
+        if body_bytes < self.body_bytes:
+            return max(1, round(body_bytes / own_bytes_per_token))
+        return self.prompt_tokens + round((body_bytes - self.body_bytes) / own_bytes_per_token)

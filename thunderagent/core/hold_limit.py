@@ -1,0 +1,110 @@
+"""The hold limit: a turn that waited for too long gets its place without overcommitting the cache.
+
+Room is reserved for it on one backend, which policies see as taken. The admitted program that was served for
+longest since its admission makes room at its next turn boundary, and another one if that is not enough.
+When the tokens are free the turn is forwarded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attrs import define, field
+
+from thunderagent.core.backend import Backend
+from thunderagent.core.cluster import Cluster
+from thunderagent.core.commands import PauseReason
+from thunderagent.core.placement import Placement
+from thunderagent.core.program import Program, Standing
+from thunderagent.core.queue import Waiter
+
+__all__ = ["Reservations", "roomiest"]
+
+
+def roomiest(backends: Sequence[Backend]) -> Backend:
+    """The backend with the most free tokens; one of unknown capacity counts as roomier, by what it accounts."""
+
+    def room(backend: Backend) -> tuple[bool, int]:
+        free_tokens = backend.free_tokens
+        if free_tokens is None:
+            return (True, -backend.accounted_tokens)
+        return (False, free_tokens)
+
+    return max(backends, key=room)
+
+
+@define(eq=False)
+class _Reservation:
+    waiter: Waiter
+    backend: Backend
+    tokens: int
+
+
+@define(eq=False)
+class Reservations:
+    """Waiters that reached the hold limit, in that order, each with its reserved room."""
+
+    cluster: Cluster
+    placement: Placement
+    _reservations: list[_Reservation] = field(factory=list)
+
+    def __len__(self) -> int:
+        return len(self._reservations)
+
+    def reserve(self, waiter: Waiter) -> None:
+        """Reserve room for a waiter, where the least has to be displaced for it."""
+        backend = roomiest(waiter.turn.eligible_backends)
+        tokens = self.cluster.added_tokens(waiter.turn, backend)
+        if backend.capacity_tokens is not None:
+            tokens = min(tokens, backend.capacity_tokens)
+        backend.reserved_tokens += tokens
+        waiter.is_urgent = True
+        self._reservations.append(_Reservation(waiter, backend, tokens))
+
+    def cancel(self, waiter: Waiter) -> None:
+        """Give the room back: the waiter was served, or is gone."""
+        for reservation in [entry for entry in self._reservations if entry.waiter is waiter]:
+            reservation.backend.reserved_tokens -= reservation.tokens
+            self._reservations.remove(reservation)
+        waiter.is_urgent = False
+
+    def cancel_on(self, backend: Backend) -> list[Waiter]:
+        """Give up the room on a backend that was lost; returns the waiters, to be reserved for elsewhere."""
+        waiters = [entry.waiter for entry in self._reservations if entry.backend is backend]
+        for waiter in waiters:
+            self.cancel(waiter)
+        return waiters
+
+    def ready(self) -> tuple[Waiter, Backend] | None:
+        """The first waiter whose room is free by now, if any; displaces programs for those that lack room."""
+        for reservation in self._reservations:
+            backend = reservation.backend
+            if self._has_room(reservation):
+                return reservation.waiter, backend
+            self._displace(backend)
+            if self._has_room(reservation):
+                return reservation.waiter, backend
+        return None
+
+    @staticmethod
+    def _has_room(reservation: _Reservation) -> bool:
+        backend = reservation.backend
+        if backend.capacity_tokens is None or backend.accounted_tokens == 0:
+            return True
+        return backend.accounted_tokens + reservation.tokens <= backend.capacity_tokens
+
+    def _displace(self, backend: Backend) -> None:
+        """Have as many programs yield as the reserved tokens need, those served for longest first."""
+        while True:
+            free_tokens = backend.free_tokens
+            if free_tokens is None or free_tokens + backend.yielding_tokens >= 0:
+                return
+            victim = self._served_for_longest(backend)
+            if victim is None:
+                return
+            self.placement.yield_place(victim, PauseReason.HOLD_LIMIT)
+
+    @staticmethod
+    def _served_for_longest(backend: Backend) -> Program | None:
+        candidates = [*backend.placed[Standing.REASONING], *backend.placed[Standing.ACTING]]
+        return max(candidates, key=lambda program: (program.service_seconds, -program.sequence), default=None)

@@ -1,0 +1,182 @@
+"""Recounts everything from the turns up and compares it with the running totals and the indexes.
+
+O(all programs and turns): after every test, and on demand in the daemon.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from thunderagent.core.backend import Backend
+from thunderagent.core.cluster import Cluster
+from thunderagent.core.ids import PrefixKey
+from thunderagent.core.program import Branch, Program, Standing, Status
+from thunderagent.core.turn import TurnStatus
+
+__all__ = ["InvariantViolated", "check", "violations"]
+
+
+class InvariantViolated(AssertionError):
+    """The totals are not what a recount gives: a bug in the core."""
+
+    def __init__(self, found: list[str]) -> None:
+        super().__init__(found)
+        self.found = found
+
+    def __str__(self) -> str:
+        return "; ".join(self.found)
+
+
+def check(cluster: Cluster) -> None:
+    """Recount.
+
+    Raises:
+        InvariantViolated: with every difference found.
+    """
+    found = violations(cluster)
+    if found:
+        raise InvariantViolated(found)
+
+
+def violations(cluster: Cluster) -> list[str]:
+    """Every difference between the books and a recount, in words; empty when they agree."""
+    found: list[str] = []
+    _check_turns(cluster, found)
+    _check_programs(cluster, found)
+    _check_queue(cluster, found)
+    branches = _live_branches(cluster)
+    for backend in cluster.backend_by_id.values():
+        _check_backend(cluster, backend, branches, found)
+    _check_prefixes(cluster, branches, found)
+    return found
+
+
+def _expect(found: list[str], what: str, have: object, want: object) -> None:
+    if have != want:
+        found.append(f"{what} is {have!r}, a recount gives {want!r}")
+
+
+def _live_branches(cluster: Cluster) -> list[Branch]:
+    """Branches of known programs, and those that only a turn still refers to."""
+    branches = {id(b): b for p in cluster.program_by_id.values() for b in p.branches.values()}
+    branches |= {id(turn.branch): turn.branch for turn in cluster.turn_by_id.values()}
+    return list(branches.values())
+
+
+def _check_turns(cluster: Cluster, found: list[str]) -> None:
+    for turn in cluster.turn_by_id.values():
+        waiter = cluster.queue.of(turn)
+        is_queued = waiter is not None and turn.id in waiter.turns
+        if turn.status is TurnStatus.HELD:
+            _expect(found, f"turn {turn.id} held: in the queue", is_queued, True)
+            _expect(found, f"turn {turn.id} held: its backend", turn.backend, None)
+        elif turn.status is TurnStatus.FORWARDED:
+            _expect(found, f"turn {turn.id} forwarded: in the queue", is_queued, False)
+            backend = turn.backend
+            _expect(found, f"turn {turn.id} on its backend", backend and turn.id in backend.forwarded, True)
+            _expect(found, f"turn {turn.id} in its branch", turn.id in turn.branch.forwarded, True)
+        else:
+            found.append(f"turn {turn.id} is {turn.status.value} and still known")
+        program = turn.program
+        if program is not None:
+            home = program.held if turn.status is TurnStatus.HELD else program.forwarded
+            _expect(found, f"turn {turn.id} in its program", turn.id in home, True)
+
+
+def _check_programs(cluster: Cluster, found: list[str]) -> None:
+    for program in cluster.program_by_id.values():
+        name = f"program {program.id!r} ({program.status.value})"
+        is_placed = program.status in (Status.ADMITTED, Status.YIELDING)
+        _expect(found, f"{name}: placed", program.place is not None, is_placed)
+        _expect(found, f"{name}: among the idle", program.id in cluster.idle, program.is_idle)
+        is_paused = program.status is Status.PAUSED
+        _expect(found, f"{name}: among the paused", program.id in cluster.paused_by_id, is_paused)
+        if program.status is Status.RELEASED:
+            found.append(f"{name} is still known")
+        if program.place is not None:
+            _expect(found, f"{name}: place takes turns", program.place.is_available, True)
+        for turn in (*program.held.values(), *program.forwarded.values()):
+            _expect(found, f"{name}: turn {turn.id} known", turn.id in cluster.turn_by_id, True)
+        if program.status is Status.YIELDING:
+            runs = any(turn.backend is program.place for turn in program.forwarded.values())
+            _expect(found, f"{name}: has a running turn", runs, True)
+    _expect(found, "idle programs known", set(cluster.idle) <= set(cluster.program_by_id), True)
+    _expect(found, "paused programs known", set(cluster.paused_by_id) <= set(cluster.program_by_id), True)
+
+
+def _check_queue(cluster: Cluster, found: list[str]) -> None:
+    queue = cluster.queue
+    held = [turn for turn in cluster.turn_by_id.values() if turn.status is TurnStatus.HELD]
+    _expect(found, "held turns", queue.turn_count, len(held))
+    _expect(found, "held turns by model", dict(queue.models), dict(Counter(turn.model for turn in held)))
+    for name, index in (("age", queue.by_age), ("need", queue.by_need)):
+        _expect(found, f"queue by {name}", {id(w) for w in index}, {id(w) for w in queue.waiters.values()})
+        keys = [index.key(waiter) for waiter in index]
+        _expect(found, f"queue by {name} sorted", keys, sorted(keys))
+    _expect(found, "waiters with turns", all(waiter.turns for waiter in queue.waiters.values()), True)
+
+
+def _check_backend(cluster: Cluster, backend: Backend, branches: list[Branch], found: list[str]) -> None:
+    own_tokens: Counter[str] = Counter()
+    guest_tokens = 0
+    references: Counter[PrefixKey] = Counter()
+    for branch in branches:
+        wanted_tokens = _recount(branch, backend)
+        charge = branch.charges.get(backend.id)
+        charged = 0 if charge is None else charge.own_tokens + _prefix_tokens(cluster, charge.prefixes)
+        _expect(found, f"charge of branch {branch.id!r} on {backend.id}", charged, wanted_tokens)
+        if charge is None:
+            continue
+        references.update(charge.prefixes)
+        program = branch.program
+        if program is not None and program.place is backend:
+            own_tokens[program.id] += charge.own_tokens
+        else:
+            guest_tokens += charge.own_tokens
+    _expect(found, f"guest tokens on {backend.id}", backend.guest_tokens, guest_tokens)
+    have = {key: prefix.references for key, prefix in backend.shared.items()}
+    _expect(found, f"shared prefixes on {backend.id}", have, dict(references))
+    shared_tokens = _prefix_tokens(cluster, tuple(references))
+    _expect(found, f"shared tokens on {backend.id}", backend.shared_tokens, shared_tokens)
+    placed = [program for program in cluster.program_by_id.values() if program.place is backend]
+    _check_placed(backend, placed, own_tokens, found)
+    running = {turn.id for turn in cluster.turn_by_id.values() if turn.backend is backend}
+    _expect(found, f"turns on {backend.id}", set(backend.forwarded), running)
+    reserved = [waiter for waiter in cluster.queue.waiters.values() if waiter.is_urgent]
+    if not reserved:
+        _expect(found, f"reserved tokens on {backend.id} with no urgent turn", backend.reserved_tokens, 0)
+
+
+def _check_placed(backend: Backend, placed: list[Program], own_tokens: Counter[str], found: list[str]) -> None:
+    for program in placed:
+        _expect(found, f"own tokens of {program.id!r}", program.own_tokens, own_tokens[program.id])
+    for standing in Standing:
+        members = [program for program in placed if program.standing is standing]
+        index = backend.placed[standing]
+        name = f"{standing.value} programs on {backend.id}"
+        _expect(found, name, {program.id for program in index}, {program.id for program in members})
+        keys = [index.key(program) for program in index]
+        _expect(found, f"{name} sorted", keys, sorted(keys))
+        total = sum(program.own_tokens for program in members)
+        _expect(found, f"{standing.value} tokens on {backend.id}", backend.tokens[standing], total)
+    acting = {program.id for program in placed if program.standing is Standing.ACTING}
+    _expect(found, f"acting order on {backend.id}", set(backend.acting), acting)
+
+
+def _recount(branch: Branch, backend: Backend) -> int:
+    """The rule of the ledger, from its sources."""
+    running = [turn for turn in branch.forwarded.values() if turn.backend is backend]
+    prompt_tokens = max((turn.prompt_tokens for turn in running), default=0)
+    running_tokens = prompt_tokens + sum(turn.output_tokens for turn in running)
+    is_home = branch.program is not None and branch.program.place is backend
+    return max(running_tokens, branch.kept_tokens) if is_home else running_tokens
+
+
+def _prefix_tokens(cluster: Cluster, keys: tuple[PrefixKey, ...]) -> int:
+    return sum(cluster.ledger.prefixes[key].tokens for key in keys)
+
+
+def _check_prefixes(cluster: Cluster, branches: list[Branch], found: list[str]) -> None:
+    named = Counter(key for branch in branches for key in branch.prefixes)
+    have = {key: known.branches for key, known in cluster.ledger.prefixes.items()}
+    _expect(found, "known prefixes", have, dict(named))

@@ -1,0 +1,213 @@
+"""The verbs of scheduling: hold, forward, admit, pause, yield, move, forget; each leaves the books balanced.
+
+Nothing here decides. A verb changes the cluster, and appends the commands and notices that follow from it.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from attrs import define, field
+
+from thunderagent.core.backend import Backend
+from thunderagent.core.cluster import Cluster
+from thunderagent.core.commands import (
+    Command,
+    Forward,
+    HoldReason,
+    PauseReason,
+    ProgramAdmitted,
+    ProgramMoved,
+    ProgramPaused,
+    ProgramYielding,
+    Refuse,
+    RefuseCode,
+    TurnHeld,
+)
+from thunderagent.core.ids import TurnId
+from thunderagent.core.program import Branch, Program, Status
+from thunderagent.core.settings import SchedulerSettings
+from thunderagent.core.turn import Turn, TurnStatus
+
+__all__ = ["Placement"]
+
+
+@define(eq=False)
+class Placement:
+    """Carries out what was decided. ``commands`` collects what the driver is to do and to know."""
+
+    cluster: Cluster
+    settings: SchedulerSettings
+    commands: list[Command] = field(factory=list)
+    _deadlines: list[tuple[float, TurnId]] = field(factory=list)
+
+    # Turns
+
+    def hold(self, turn: Turn, reason: HoldReason) -> None:
+        """Let the turn wait; its age is that of its program's wait, so that trying again loses nothing."""
+        cluster, program = self.cluster, turn.program
+        if turn.waits_alone or program is None:
+            since = cluster.now if turn.waiting_since is None else turn.waiting_since
+        else:
+            if program.waiting_since is None:
+                program.waiting_since = cluster.now
+            since = program.waiting_since
+        is_first = turn.hold_reason is None
+        turn.waiting_since, turn.hold_reason = since, reason
+        if program is not None:
+            program.held[turn.id] = turn
+            self.note_activity(program)
+        cluster.queue.add(turn, since)
+        if self.settings.max_hold_seconds > 0:
+            turn.deadline_at = since + self.settings.max_hold_seconds
+            heapq.heappush(self._deadlines, (turn.deadline_at, turn.id))
+        if is_first:
+            self.commands.append(TurnHeld(turn.id, turn.program_id, reason, turn.deadline_at))
+
+    def retry_later(self, turn: Turn) -> None:
+        """Have a held turn offered again after a while to the backends that it has tried."""
+        turn.retry_at = self.cluster.now + self.settings.retry_seconds
+        heapq.heappush(self._deadlines, (turn.retry_at, turn.id))
+
+    def unhold(self, turn: Turn) -> None:
+        """Take the turn out of the queue, to be forwarded, placed afresh or forgotten."""
+        self.cluster.queue.remove(turn)
+        turn.deadline_at = turn.retry_at = None
+        if turn.program is not None:
+            del turn.program.held[turn.id]
+
+    def forward(self, turn: Turn, backend: Backend) -> None:
+        """Send the turn, which is not in the queue, to the backend."""
+        turn.waiting_since = turn.hold_reason = None
+        self.cluster.ledger.start(turn, backend, self.cluster.now)
+        program = turn.program
+        if program is not None:
+            if program.place is backend and not program.held:
+                program.waiting_since = None
+            self.note_activity(program)
+        self.commands.append(Forward(turn.id, backend.id))
+
+    def refuse(self, turn: Turn, code: RefuseCode, message: str, retry_after_seconds: float | None = None) -> None:
+        """Turn the turn, which is not in the queue, away."""
+        self.end(turn)
+        self.commands.append(Refuse(turn.id, code, message, retry_after_seconds))
+
+    def end(self, turn: Turn) -> None:
+        """Forget a turn that neither waits nor runs."""
+        turn.status = TurnStatus.FINISHED
+        del self.cluster.turn_by_id[turn.id]
+        program = turn.program
+        if program is None or program.status is Status.RELEASED:
+            if not turn.branch.forwarded:
+                self.cluster.ledger.forget_branch(turn.branch)
+            return
+        self.note_activity(program)
+
+    # Programs
+
+    def admit(self, program: Program, backend: Backend) -> None:
+        """Give a program its place, or move it there; its held turns stay for the caller to forward."""
+        cluster, former = self.cluster, program.place
+        if former is backend:
+            if program.status is Status.YIELDING:
+                backend.discard(program)
+                program.become(Status.ADMITTED)
+                backend.insert(program)
+            return
+        if former is not None:
+            cluster.ledger.unplace(program)
+            if program.status is Status.YIELDING:
+                program.become(Status.ADMITTED)
+            cluster.ledger.place(program, backend)
+            program.origin = backend.id
+            self.commands.append(ProgramMoved(program.id, former.id, backend.id))
+            return
+        resumed, origin = program.status is Status.PAUSED, program.origin
+        program.become(Status.ADMITTED)
+        cluster.paused_by_id.pop(program.id, None)
+        cluster.ledger.place(program, backend)
+        since = program.waiting_since
+        waited_seconds = 0.0 if since is None else cluster.now - since
+        program.waiting_since, program.origin = None, backend.id
+        program.admitted_at, program.service_seconds = cluster.now, 0.0
+        self.commands.append(ProgramAdmitted(program.id, backend.id, waited_seconds, resumed))
+        if origin is not None and origin != backend.id:
+            self.commands.append(ProgramMoved(program.id, origin, backend.id))
+
+    def pause(self, program: Program, reason: PauseReason) -> None:
+        """Take the program's place away. Its running turns finish as guests; its held turns go on waiting."""
+        backend = self.cluster.ledger.unplace(program)
+        program.become(Status.PAUSED)
+        program.origin = None if reason is PauseReason.BACKEND_LOST else backend.id
+        self.cluster.paused_by_id[program.id] = program
+        if program.held and program.waiting_since is None:
+            program.waiting_since = self.cluster.now
+        self.commands.append(ProgramPaused(program.id, backend.id, reason))
+
+    def yield_place(self, program: Program, reason: PauseReason) -> None:
+        """Have the program give its place up at its next turn boundary, which is now if none of its turns runs."""
+        backend = program.place
+        assert backend is not None
+        if not self.runs_at_place(program):
+            self.pause(program, reason)
+        elif program.status is not Status.YIELDING:
+            backend.discard(program)
+            program.become(Status.YIELDING)
+            backend.insert(program)
+            self.commands.append(ProgramYielding(program.id, backend.id))
+
+    @staticmethod
+    def runs_at_place(program: Program) -> bool:
+        """Whether a turn of the program runs on its place."""
+        return any(turn.backend is program.place for turn in program.forwarded.values())
+
+    def forget_program(self, program: Program) -> None:
+        """Free everything that the program took; its running turns finish as guests. It has no held turns."""
+        cluster = self.cluster
+        if program.place is not None:
+            cluster.ledger.unplace(program)
+        program.become(Status.RELEASED)
+        cluster.paused_by_id.pop(program.id, None)
+        cluster.idle.pop(program.id, None)
+        del cluster.program_by_id[program.id]
+        for branch in program.branches.values():
+            branch.kept_tokens = 0
+            if not branch.forwarded:
+                cluster.ledger.forget_branch(branch)
+
+    def forget_branch(self, program: Program, branch: Branch) -> None:
+        """Forget a conversation that has neither running nor held turns."""
+        branch.kept_tokens = 0
+        if program.place is not None:
+            self.cluster.ledger.settle(branch, program.place)
+        self.cluster.ledger.forget_branch(branch)
+        del program.branches[branch.id]
+
+    def note_activity(self, program: Program) -> None:
+        """Keep the order of idle programs: at the end when it has just become idle, out while it is not."""
+        idle = self.cluster.idle
+        if not program.is_idle:
+            idle.pop(program.id, None)
+        elif program.id not in idle:
+            program.idle_since = self.cluster.now
+            idle[program.id] = program
+
+    # Deadlines
+
+    def next_deadline(self) -> float | None:
+        """When the next held turn is due; None if none is."""
+        deadlines = self._deadlines
+        while deadlines and not self._is_live(*deadlines[0]):
+            heapq.heappop(deadlines)
+        return deadlines[0][0] if deadlines else None
+
+    def pop_due(self) -> Turn | None:
+        """The next held turn that is due now, if any."""
+        due_at = self.next_deadline()
+        if due_at is None or due_at > self.cluster.now:
+            return None
+        return self.cluster.turn_by_id[heapq.heappop(self._deadlines)[1]]
+
+    def _is_live(self, due_at: float, turn_id: TurnId) -> bool:
+        turn = self.cluster.turn_by_id.get(turn_id)
+        return turn is not None and due_at in (turn.deadline_at, turn.retry_at)

@@ -1,0 +1,158 @@
+"""A program, its conversations, and the literal table of its status.
+
+A program is ``new`` until its first turn finds a place. While it is ``admitted`` its turns go straight to the
+backend that is its place, and the tokens it keeps there count. A program that shall leave is ``yielding``: what
+runs finishes, what arrives is held, and at the turn boundary it becomes ``paused``. A paused program has no
+place and costs nothing; its turns wait until it is admitted again. ``released`` is the end: the client said so,
+or the program was idle for too long. Losing a backend pauses as well: the next turn is placed afresh.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from thunderagent.core.estimate import History
+from thunderagent.core.ids import BackendId, BranchId, PrefixKey, ProgramId, TurnId
+
+if TYPE_CHECKING:
+    from thunderagent.core.backend import Backend, Charge
+    from thunderagent.core.turn import Turn
+
+__all__ = ["TRANSITIONS", "Branch", "IllegalTransition", "Program", "Standing", "Status"]
+
+
+class Status(Enum):
+    """Where a program stands with the scheduler."""
+
+    NEW = "new"
+    ADMITTED = "admitted"
+    YIELDING = "yielding"
+    PAUSED = "paused"
+    RELEASED = "released"
+
+
+TRANSITIONS: frozenset[tuple[Status, Status]] = frozenset(
+    {
+        (Status.NEW, Status.ADMITTED),
+        (Status.NEW, Status.RELEASED),
+        (Status.ADMITTED, Status.YIELDING),
+        (Status.ADMITTED, Status.PAUSED),
+        (Status.ADMITTED, Status.RELEASED),
+        (Status.YIELDING, Status.ADMITTED),
+        (Status.YIELDING, Status.PAUSED),
+        (Status.YIELDING, Status.RELEASED),
+        (Status.PAUSED, Status.ADMITTED),
+        (Status.PAUSED, Status.RELEASED),
+    }
+)
+
+
+class IllegalTransition(Exception):
+    """A status change that is not in the table; nothing was changed."""
+
+    def __init__(self, program: ProgramId, old: Status, new: Status) -> None:
+        super().__init__(program, old, new)
+        self.program, self.old, self.new = program, old, new
+
+    def __str__(self) -> str:
+        return f"program {self.program!r} cannot go from {self.old.value} to {self.new.value}"
+
+
+class Standing(Enum):
+    """How a placed program counts on its backend: by what its turns do and whether it is to leave."""
+
+    REASONING = "reasoning"
+    ACTING = "acting"
+    YIELDING = "yielding"
+
+
+@define(eq=False)
+class Branch:
+    """One conversation: what its last finished turn left, and its turns that run."""
+
+    id: BranchId
+    program: Program | None
+    history: History = field(factory=History)
+    kept_tokens: int = 0
+    prefixes: tuple[PrefixKey, ...] = ()
+    forwarded: dict[TurnId, Turn] = field(factory=dict)
+    charges: dict[BackendId, Charge] = field(factory=dict)
+    used_at: float = 0.0
+
+
+@define(eq=False)
+class Program:
+    """One agent run. Times are readings of the scheduler's clock, in seconds."""
+
+    id: ProgramId
+    sequence: int
+    created_at: float
+    status: Status = Status.NEW
+    place: Backend | None = None
+    origin: BackendId | None = None
+    """The backend of its last place, where its prefix may still lie; None: never placed, or that one was lost."""
+    branches: dict[BranchId, Branch] = field(factory=dict)
+    forwarded: dict[TurnId, Turn] = field(factory=dict)
+    held: dict[TurnId, Turn] = field(factory=dict)
+    own_tokens: int = 0
+    """Tokens charged at its place, but for shared prefixes."""
+    waiting_since: float | None = None
+    """Since when it asks for a place; kept when the client gives up and sends the turn again."""
+    idle_since: float = 0.0
+    admitted_at: float | None = None
+    service_seconds: float = 0.0
+    """Time that its turns ran since it was last admitted."""
+    turns_finished: int = 0
+    context_bytes: int = 0
+    total_tokens: int = 0
+    """Prompt and completion tokens of its last finished turn."""
+
+    def become(self, status: Status) -> None:
+        """Change the status.
+
+        Raises:
+            IllegalTransition: the change is not in the table.
+        """
+        if (self.status, status) not in TRANSITIONS:
+            raise IllegalTransition(self.id, self.status, status)
+        self.status = status
+
+    @property
+    def standing(self) -> Standing:
+        """How it counts at its place."""
+        if self.status is Status.YIELDING:
+            return Standing.YIELDING
+        return Standing.REASONING if self.forwarded else Standing.ACTING
+
+    @property
+    def is_placed(self) -> bool:
+        return self.place is not None
+
+    @property
+    def is_idle(self) -> bool:
+        """Neither running nor held turns."""
+        return not self.forwarded and not self.held
+
+    @property
+    def kept_tokens(self) -> int:
+        """What its finished turns left, over all branches."""
+        return sum(branch.kept_tokens for branch in self.branches.values())
+
+    @property
+    def need_tokens(self) -> int:
+        """Tokens that it needs resident to go on: each branch's history, or its turns' prompts where longer."""
+        need = {branch.id: branch.kept_tokens for branch in self.branches.values()}
+        for turn in (*self.held.values(), *self.forwarded.values()):
+            if turn.waits_alone:
+                continue
+            branch_id = turn.branch.id
+            need[branch_id] = max(need.get(branch_id, 0), turn.need_tokens)
+        return sum(need.values())
+
+    @property
+    def prefixes(self) -> frozenset[PrefixKey]:
+        """Shared beginnings of its branches."""
+        return frozenset(key for branch in self.branches.values() for key in branch.prefixes)

@@ -1,0 +1,418 @@
+"""The one door: events in, commands out.
+
+``Scheduler.handle`` takes one event and the reading of the clock, changes the cluster, asks the policy, and
+returns what the driver is to do. It has no clock of its own: the driver sends ``Tick`` at ``next_deadline()``.
+An event that makes no sense raises ``IllegalEvent`` before anything has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from attrs import define, field
+
+from thunderagent.core import events
+from thunderagent.core.backend import Backend
+from thunderagent.core.cluster import Cluster
+from thunderagent.core.commands import (
+    Command,
+    HoldReason,
+    PauseReason,
+    ProgramExpired,
+    ProgramForced,
+    RefuseCode,
+)
+from thunderagent.core.decider import Decider
+from thunderagent.core.decisions import Trigger
+from thunderagent.core.events import Event
+from thunderagent.core.hold_limit import Reservations, roomiest
+from thunderagent.core.journal import Journal
+from thunderagent.core.placement import Placement
+from thunderagent.core.policy import Policy
+from thunderagent.core.program import Branch, Program, Standing, Status
+from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
+from thunderagent.core.turn import Turn, TurnStatus
+from thunderagent.core.usage import Outcome, Usage
+
+__all__ = ["IllegalEvent", "Scheduler"]
+
+
+class IllegalEvent(Exception):
+    """An event that cannot have happened (unknown turn, time running backwards): a bug in the driver."""
+
+    def __init__(self, event: Event, reason: str, story: list[str]) -> None:
+        super().__init__(event, reason, story)
+        self.event, self.reason, self.story = event, reason, story
+
+    def __str__(self) -> str:
+        tail = "\n  ".join(self.story[-20:])
+        return f"{self.reason}: {self.event}; what came before:\n  {tail}"
+
+
+@define(eq=False)
+class Scheduler:
+    """Owns the cluster; see the module's docstring. Not thread-safe."""
+
+    policy: Policy
+    settings: SchedulerSettings = field(factory=SchedulerSettings)
+    cluster: Cluster = field(factory=Cluster)
+    journal: Journal = field(factory=Journal)
+    _placement: Placement = field(init=False)
+    _reservations: Reservations = field(init=False)
+    _decider: Decider = field(init=False)
+    _next_tick_at: float | None = field(init=False, default=None)
+    _program_sequence: int = field(init=False, default=0)
+    _handlers: dict[type[Any], Callable[[Any], Trigger | None]] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._placement = Placement(self.cluster, self.settings)
+        self._reservations = Reservations(self.cluster, self._placement)
+        self._decider = Decider(self.policy, self.cluster, self._placement, self._reservations)
+        self._handlers = {
+            events.TurnArrived: self._turn_arrived,
+            events.TurnProgressed: self._turn_progressed,
+            events.TurnFinished: self._turn_finished,
+            events.ForwardFailed: self._forward_failed,
+            events.TurnAbandoned: self._turn_abandoned,
+            events.ProgramReleased: self._program_released,
+            events.BackendAdded: self._backend_added,
+            events.BackendObserved: self._backend_observed,
+            events.BackendFailed: self._backend_failed,
+            events.BackendRecovered: self._backend_recovered,
+            events.BackendDraining: self._backend_draining,
+            events.BackendRemoved: self._backend_removed,
+            events.Tick: self._tick,
+        }
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take one event at clock reading ``now`` (seconds, never going back); return commands and notices.
+
+        Raises:
+            IllegalEvent: the event cannot have happened; nothing was changed.
+        """
+        if now < self.cluster.now:
+            raise IllegalEvent(event, f"the clock went from {self.cluster.now} to {now}", self.journal.lines())
+        self._check(event)
+        self.cluster.now = now
+        if self._next_tick_at is None and self.policy.tick_seconds is not None:
+            self._next_tick_at = now + self.policy.tick_seconds
+        self._decider.tell(event)
+        trigger = self._handlers[type(event)](event)
+        if trigger is not None:
+            self._decider.serve_urgent()
+            self._decider.rebalance(trigger)
+            self._decider.serve_urgent()
+        commands = list(self._placement.commands)
+        self._placement.commands.clear()
+        self._decider.tell_notices(commands)
+        self.journal.record(now, event, commands)
+        return commands
+
+    def next_deadline(self) -> float | None:
+        """The clock reading at which ``Tick`` is to be sent; None: nothing is due, ever."""
+        deadlines = [self._placement.next_deadline(), self._next_tick_at, self._next_expiry()]
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def _check(self, event: Event) -> None:
+        """Refuse what cannot have happened, before anything changes."""
+        cluster, reason = self.cluster, None
+        if isinstance(event, events.TurnArrived):
+            if event.turn in cluster.turn_by_id:
+                reason = "a turn with that id is there already"
+        elif isinstance(event, (events.TurnProgressed, events.TurnFinished, events.ForwardFailed)):
+            turn = cluster.turn_by_id.get(event.turn)
+            if turn is None or turn.status is not TurnStatus.FORWARDED:
+                reason = "the turn is not forwarded"
+        elif isinstance(event, events.TurnAbandoned):
+            if event.turn not in cluster.turn_by_id:
+                reason = "the turn is not known"
+        elif isinstance(event, events.BackendAdded):
+            if event.backend in cluster.backend_by_id:
+                reason = "the backend is there already"
+        elif isinstance(event, (events.ProgramReleased, events.Tick)):
+            pass
+        elif event.backend not in cluster.backend_by_id:
+            reason = "the backend is not known"
+        if reason is not None:
+            raise IllegalEvent(event, reason, self.journal.lines())
+
+    # Turns
+
+    def _turn_arrived(self, event: events.TurnArrived) -> Trigger | None:
+        cluster = self.cluster
+        program = None if event.program is None else cluster.program_by_id.get(event.program)
+        is_new = event.program is not None and program is None
+        if is_new:
+            program = self._new_program(event)
+        branch = self._branch_of(event, program)
+        turn = Turn(
+            id=event.turn,
+            program=program,
+            branch=branch,
+            model=event.model,
+            body_bytes=event.body_bytes,
+            prompt_tokens=branch.history.prompt_tokens_of(event.body_bytes, cluster.ledger.ratio),
+            arrived_at=cluster.now,
+            serving=cluster.serving(event.model),
+        )
+        cluster.turn_by_id[turn.id] = turn
+        if program is not None:
+            program.context_bytes = event.body_bytes
+            cluster.idle.pop(program.id, None)
+        if is_new and len(cluster.program_by_id) > self.settings.max_programs:
+            message = f"the router already tracks {self.settings.max_programs} programs"
+            self._decider.turn_away(turn, RefuseCode.TOO_MANY_PROGRAMS, message, 5.0)
+            return None
+        if not cluster.could_serve(event.model):
+            served = ", ".join(cluster.served_models()) or "none"
+            message = f"The model `{event.model}` does not exist. Valid aliases: {served}."
+            self._decider.turn_away(turn, RefuseCode.MODEL_NOT_FOUND, message)
+            return None
+        if not self._decider.place(turn):
+            return Trigger.TURN_HELD
+        return Trigger.TOKENS_CHANGED
+
+    def _new_program(self, event: events.TurnArrived) -> Program:
+        assert event.program is not None
+        self._program_sequence += 1
+        program = Program(event.program, self._program_sequence, self.cluster.now)
+        self.cluster.program_by_id[program.id] = program
+        return program
+
+    def _branch_of(self, event: events.TurnArrived, program: Program | None) -> Branch:
+        branch = None if program is None else program.branches.get(event.branch)
+        if branch is None:
+            branch = Branch(event.branch, program)
+            self.cluster.ledger.name_prefixes(branch, event.prefixes)
+            if program is not None:
+                self._forget_old_branches(program)
+                program.branches[branch.id] = branch
+        branch.used_at = self.cluster.now
+        return branch
+
+    def _forget_old_branches(self, program: Program) -> None:
+        """A conversation that ended inside a program (a sub-agent's, one from before a compaction) must not
+        count for ever; its end is not announced, so age and number bound it."""
+        settings, busy = self.settings, {turn.branch.id for turn in program.held.values()}
+        idle = [entry for entry in program.branches.values() if not entry.forwarded and entry.id not in busy]
+        idle.sort(key=lambda branch: branch.used_at)
+        excess = len(program.branches) + 1 - settings.max_branches
+        for index, branch in enumerate(idle):
+            is_old = 0 < settings.branch_ttl_seconds <= self.cluster.now - branch.used_at
+            if is_old or index < excess:
+                self._placement.forget_branch(program, branch)
+
+    def _turn_progressed(self, event: events.TurnProgressed) -> Trigger | None:
+        turn = self.cluster.turn_by_id[event.turn]
+        if event.output_tokens <= turn.output_tokens:
+            return None
+        turn.output_tokens = event.output_tokens
+        assert turn.backend is not None
+        self.cluster.ledger.settle(turn.branch, turn.backend)
+        return Trigger.TOKENS_CHANGED
+
+    def _turn_finished(self, event: events.TurnFinished) -> Trigger:
+        turn = self.cluster.turn_by_id[event.turn]
+        turn.output_tokens = max(turn.output_tokens, event.output_tokens)
+        self._settle_finished(turn, event.outcome, event.usage)
+        return Trigger.TURN_FINISHED
+
+    def _settle_finished(self, turn: Turn, outcome: Outcome, usage: Usage | None) -> None:
+        """Write down what a turn that ran leaves behind, and give back the rest."""
+        program, branch, ledger = turn.program, turn.branch, self.cluster.ledger
+        if usage is not None:
+            ledger.ratio.learn(turn.body_bytes, usage.prompt_tokens)
+            branch.history.learn(turn.body_bytes, usage)
+        if program is not None and program.status is not Status.RELEASED:
+            if usage is not None:
+                branch.kept_tokens = usage.prompt_tokens + usage.completion_tokens
+            elif outcome is Outcome.COMPLETED:
+                branch.kept_tokens = turn.need_tokens
+            elif outcome is Outcome.CLIENT_GONE:
+                branch.kept_tokens = max(branch.kept_tokens, turn.need_tokens)
+            program.total_tokens = program.kept_tokens
+            program.turns_finished += 1
+            branch.used_at = self.cluster.now
+        backend = ledger.stop(turn, TurnStatus.FINISHED, self.cluster.now)
+        if program is not None and program.place is not None and program.place is not backend:
+            ledger.settle(branch, program.place)
+        self._placement.end(turn)
+        self._at_boundary(program)
+
+    def _at_boundary(self, program: Program | None) -> None:
+        """A yielding program whose last turn ended gives its place up."""
+        if program is None or program.status is Status.RELEASED:
+            return
+        if program.status is Status.YIELDING and not self._placement.runs_at_place(program):
+            self._placement.pause(program, PauseReason.POLICY)
+        self.cluster.queue.refresh(program)
+
+    def _forward_failed(self, event: events.ForwardFailed) -> Trigger:
+        turn = self.cluster.turn_by_id[event.turn]
+        backend = self.cluster.ledger.stop(turn, TurnStatus.HELD, self.cluster.now)
+        turn.tried.add(backend.id)
+        turn.failed_sends += event.sent
+        self._at_boundary(turn.program)
+        if turn.program is not None and turn.program.status is Status.RELEASED:
+            message = f"program {turn.program.id!r} was released"
+            self._placement.refuse(turn, RefuseCode.PROGRAM_RELEASED, message)
+        elif turn.failed_sends > self.settings.max_failed_sends:
+            message = f"the backend gave no answer: {event.reason}"
+            self._placement.refuse(turn, RefuseCode.BACKEND_UNAVAILABLE, message, 1.0)
+        else:
+            self._decider.place(turn)
+        return Trigger.TURN_FINISHED
+
+    def _turn_abandoned(self, event: events.TurnAbandoned) -> Trigger | None:
+        turn = self.cluster.turn_by_id[event.turn]
+        if turn.status is TurnStatus.FORWARDED:
+            self._settle_finished(turn, Outcome.CLIENT_GONE, None)
+            return Trigger.TURN_FINISHED
+        self._decider.unhold(turn)
+        self._placement.end(turn)
+        return Trigger.TOKENS_CHANGED
+
+    # Programs
+
+    def _program_released(self, event: events.ProgramReleased) -> Trigger | None:
+        program = self.cluster.program_by_id.get(event.program)
+        if program is None:
+            return None
+        for turn in list(program.held.values()):
+            self._decider.unhold(turn)
+            self._placement.refuse(turn, RefuseCode.PROGRAM_RELEASED, f"program {program.id!r} was released")
+        self._placement.forget_program(program)
+        return Trigger.PROGRAM_RELEASED
+
+    # Backends
+
+    def _backend_added(self, event: events.BackendAdded) -> Trigger:
+        models = None if event.models is None else frozenset(event.models)
+        self.cluster.backend_by_id[event.backend] = Backend(event.backend, models, event.capacity_tokens)
+        return self._backends_changed()
+
+    def _backend_observed(self, event: events.BackendObserved) -> Trigger | None:
+        backend = self.cluster.backend_by_id[event.backend]
+        before = (backend.models, backend.capacity_tokens)
+        if event.models is not None:
+            backend.models = frozenset(event.models)
+        if event.capacity_tokens is not None:
+            backend.capacity_tokens = event.capacity_tokens
+        for name in ("kv_usage_ratio", "requests_running", "requests_waiting"):
+            if getattr(event, name) is not None:
+                setattr(backend, name, getattr(event, name))
+        if before == (backend.models, backend.capacity_tokens):
+            return None
+        return self._backends_changed()
+
+    def _backend_failed(self, event: events.BackendFailed) -> Trigger | None:
+        backend = self.cluster.backend_by_id[event.backend]
+        if not backend.is_healthy:
+            return None
+        backend.is_healthy = False
+        return self._backend_lost(backend)
+
+    def _backend_recovered(self, event: events.BackendRecovered) -> Trigger | None:
+        backend = self.cluster.backend_by_id[event.backend]
+        if backend.is_healthy:
+            return None
+        backend.is_healthy = True
+        return self._backends_changed()
+
+    def _backend_draining(self, event: events.BackendDraining) -> Trigger | None:
+        backend = self.cluster.backend_by_id[event.backend]
+        if backend.is_draining:
+            return None
+        backend.is_draining = True
+        return self._backend_lost(backend)
+
+    def _backend_removed(self, event: events.BackendRemoved) -> Trigger:
+        backend = self.cluster.backend_by_id.pop(event.backend)
+        backend.is_removed = True
+        return self._backend_lost(backend)
+
+    def _backend_lost(self, backend: Backend) -> Trigger:
+        """Unbind its programs at once; their next turns are placed afresh."""
+        for standing in Standing:
+            for program in list(backend.placed[standing]):
+                self._placement.pause(program, PauseReason.BACKEND_LOST)
+        self.cluster.refresh_serving()
+        for waiter in self._reservations.cancel_on(backend):
+            self._hold_limit_reached(waiter.turn)
+        return self._replace_held()
+
+    def _backends_changed(self) -> Trigger:
+        self.cluster.refresh_serving()
+        return self._replace_held()
+
+    def _replace_held(self) -> Trigger:
+        """Place afresh the turns whose reason to wait may be gone: no backend, or a program without its place."""
+        for waiter in list(self.cluster.queue.oldest_first()):
+            if waiter.is_urgent:
+                continue
+            for turn in list(waiter.turns.values()):
+                if turn.hold_reason is HoldReason.NO_BACKEND or turn.waits_alone:
+                    self._decider.unhold(turn)
+                    self._decider.place(turn)
+        return Trigger.BACKENDS_CHANGED
+
+    # Time
+
+    def _tick(self, event: events.Tick) -> Trigger | None:
+        trigger = None
+        while (turn := self._placement.pop_due()) is not None:
+            trigger = Trigger.TOKENS_CHANGED
+            if turn.retry_at is not None and turn.retry_at <= self.cluster.now:
+                turn.tried.clear()
+                self._decider.unhold(turn)
+                self._decider.place(turn)
+            else:
+                self._hold_limit_reached(turn)
+        while (expiry := self._next_expiry()) is not None and expiry <= self.cluster.now:
+            program = next(iter(self.cluster.idle.values()))
+            self._placement.forget_program(program)
+            idle_seconds = self.cluster.now - program.idle_since
+            self._placement.commands.append(ProgramExpired(program.id, idle_seconds))
+            trigger = Trigger.PROGRAM_RELEASED
+        if self._next_tick_at is not None and self._next_tick_at <= self.cluster.now:
+            self._next_tick_at = self.cluster.now + cast(float, self.policy.tick_seconds)
+            trigger = Trigger.TICK
+        return trigger
+
+    def _next_expiry(self) -> float | None:
+        ttl_seconds = self.settings.program_ttl_seconds
+        if ttl_seconds <= 0 or not self.cluster.idle:
+            return None
+        return next(iter(self.cluster.idle.values())).idle_since + ttl_seconds
+
+    def _hold_limit_reached(self, turn: Turn) -> None:
+        """A held turn waited for too long."""
+        turn.deadline_at = None
+        waiter = self.cluster.queue.of(turn)
+        assert waiter is not None
+        if waiter.is_urgent:
+            return
+        eligible, on_limit = turn.eligible_backends, self.settings.on_hold_limit
+        place = turn.place
+        if not eligible or on_limit is OnHoldLimit.REFUSE:
+            waited = f"no place within {self.settings.max_hold_seconds:g} s"
+            code, message = RefuseCode.HOLD_LIMIT, waited
+            if not eligible:
+                code, message = (
+                    RefuseCode.BACKEND_UNAVAILABLE,
+                    f"{waited}: no backend takes turns of this model",
+                )
+            self._decider.unhold(turn)
+            self._placement.refuse(turn, code, message, 5.0)
+        elif place is not None:
+            # Its program has its place all along: it waits for that to be given up, or for want of a decision.
+            self._decider.unhold(turn)
+            self._placement.forward(turn, place)
+        elif on_limit is OnHoldLimit.FORCE:
+            origin = None if turn.program is None else turn.program.origin
+            backend = next((entry for entry in eligible if entry.id == origin), None) or roomiest(eligible)
+            self._placement.commands.append(ProgramForced(turn.program_id, backend.id))
+            self._decider.admit_waiter(waiter, backend)
+        else:
+            self._reservations.reserve(waiter)

@@ -1,0 +1,84 @@
+"""One inference request on its way through the scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from thunderagent.core.commands import HoldReason
+from thunderagent.core.ids import BackendId, ProgramId, TurnId
+
+if TYPE_CHECKING:
+    from thunderagent.core.backend import Backend
+    from thunderagent.core.program import Branch, Program
+
+__all__ = ["Serving", "Turn", "TurnStatus"]
+
+
+class TurnStatus(Enum):
+    """A turn is held until it is forwarded; a forward that failed before its first byte is held again."""
+
+    HELD = "held"
+    FORWARDED = "forwarded"
+    FINISHED = "finished"
+
+
+@define(eq=False)
+class Serving:
+    """The backends that take turns of one model now; kept up to date as backends come and go."""
+
+    model: str | None
+    backends: list[Backend] = field(factory=list)
+
+
+@define(eq=False)
+class Turn:
+    """A request. ``branch`` belongs to no program for a one-off turn."""
+
+    id: TurnId
+    program: Program | None
+    branch: Branch
+    model: str | None
+    body_bytes: int
+    prompt_tokens: int
+    arrived_at: float
+    serving: Serving
+    status: TurnStatus = TurnStatus.HELD
+    backend: Backend | None = None
+    """Where it runs; None while it is held."""
+    forwarded_at: float | None = None
+    output_tokens: int = 0
+    waits_alone: bool = False
+    """A one-off turn, or one whose program is placed on a backend that cannot serve it."""
+    hold_reason: HoldReason | None = None
+    waiting_since: float | None = None
+    deadline_at: float | None = None
+    retry_at: float | None = None
+    tried: set[BackendId] = field(factory=set)
+    """Backends that could not be reached for it since the last retry."""
+    failed_sends: int = 0
+    """Times a backend took the request and broke off before answering."""
+
+    @property
+    def program_id(self) -> ProgramId | None:
+        return None if self.program is None else self.program.id
+
+    @property
+    def place(self) -> Backend | None:
+        """Where its program is admitted; None for a program without a place and for a turn that waits alone."""
+        return None if self.program is None or self.waits_alone else self.program.place
+
+    @property
+    def eligible_backends(self) -> Sequence[Backend]:
+        """Backends that serve its model, take turns, and have not just failed it."""
+        if not self.tried:
+            return self.serving.backends
+        return [backend for backend in self.serving.backends if backend.id not in self.tried]
+
+    @property
+    def need_tokens(self) -> int:
+        """Prompt and output so far."""
+        return self.prompt_tokens + self.output_tokens

@@ -1,0 +1,41 @@
+"""Everything that the author of a scheduling policy imports."""
+
+from __future__ import annotations
+
+from thunderagent.core.decisions import Admit, AdmitTurn, Decision, Move, Pause, Reconsider, Trigger, Yield
+from thunderagent.core.ids import BackendId, BranchId, PrefixKey, ProgramId, TurnId
+from thunderagent.core.policy import (
+    BackendView,
+    ClusterView,
+    OptionError,
+    Policy,
+    ProgramView,
+    TurnView,
+    WaiterView,
+)
+from thunderagent.core.program import Standing, Status
+
+__all__ = [
+    "Admit",
+    "AdmitTurn",
+    "BackendId",
+    "BackendView",
+    "BranchId",
+    "ClusterView",
+    "Decision",
+    "Move",
+    "OptionError",
+    "Pause",
+    "Policy",
+    "PrefixKey",
+    "ProgramId",
+    "ProgramView",
+    "Reconsider",
+    "Standing",
+    "Status",
+    "Trigger",
+    "TurnId",
+    "TurnView",
+    "WaiterView",
+    "Yield",
+]

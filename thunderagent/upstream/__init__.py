@@ -1,0 +1,1 @@
+"""The backend side of HTTP: client, header filter, byte relay, usage readers, scraper; knows nothing of scheduling."""
