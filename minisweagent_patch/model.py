@@ -92,7 +92,5 @@ def _announced(model: dict[str, Any]) -> tuple[dict[str, Any], Program | None]:
     opened = open_program(program_id, settings, api_base_for_model(model), api_key_for_model(model))
     # The class is known to call litellm, whatever model_class the section named.
     section = {key: value for key, value in model.items() if key != "model_class"}
-    injected: dict[str, Any] = with_program_id(
-        {"model": section}, opened.id, settings.effective_timeout_seconds()
-    )["model"]
-    return injected, opened
+    injected = with_program_id({"model": section}, opened.id, settings.effective_timeout_seconds())
+    return injected["model"], opened

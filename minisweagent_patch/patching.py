@@ -53,8 +53,9 @@ def install(
     global _installed
     settings = Settings(release_url, api_key, client_timeout_seconds, release_seconds)
     with _lock:
-        _patch_modules()
+        unpatched = _patch_modules()
         _installed = settings
+    _warn_of(unpatched)
 
 
 def uninstall() -> None:
@@ -80,9 +81,10 @@ def patched(
     """``install()`` for the length of a block; blocks nest and may overlap. Raises as ``install``."""
     settings = Settings(release_url, api_key, client_timeout_seconds, release_seconds)
     with _lock:
-        _patch_modules()
+        unpatched = _patch_modules()
         _contexts.append(settings)
     try:
+        _warn_of(unpatched)
         yield
     finally:
         with _lock:
@@ -168,7 +170,9 @@ def _current_settings() -> Settings | None:
         return _contexts[-1] if _contexts else _installed
 
 
-def _patch_modules() -> None:
+def _patch_modules() -> list[str]:
+    """Patch what is not patched yet; returns the other places that hold an unpatched function."""
+    unpatched: list[str] = []
     modules = runner_modules()
     for module in modules:  # all are checked before any is changed
         _check_signature(module.process_instance, module.__name__)
@@ -179,7 +183,8 @@ def _patch_modules() -> None:
         ours = _wrapper(present, _PARAMETERS, _current_settings)
         _originals[module.__name__] = (present, ours)
         module.__dict__["process_instance"] = ours
-        _warn_of_references(module, present)
+        unpatched += _references(module, present)
+    return unpatched
 
 
 def _restore_if_unused() -> None:
@@ -223,20 +228,24 @@ def _check_signature(function: Callable[..., Any], module_name: str) -> None:
         raise UnsupportedSignatureError(f"{module_name}.process_instance", str(signature), expected)
 
 
-def _warn_of_references(patched_module: ModuleType, original: Callable[..., Any]) -> None:
-    holders = sorted(
+def _references(patched_module: ModuleType, original: Callable[..., Any]) -> list[str]:
+    """Where else in ``sys.modules`` the original function is held, as dotted names."""
+    return sorted(
         f"{name}.{attribute}"
         for name, module in list(sys.modules.items())
         if isinstance(module, ModuleType) and module is not patched_module
         for attribute, value in list(vars(module).items())
         if value is original
     )
-    if holders:
+
+
+def _warn_of(unpatched: list[str]) -> None:
+    if unpatched:
         warnings.warn(
-            f"{', '.join(holders)} was imported from {patched_module.__name__} before the patch and stays "
-            "unpatched; import it after install(), or use minisweagent_patch.wrap() on it",
+            f"{', '.join(unpatched)} was imported before the patch and stays unpatched; "
+            "import it after install(), or use minisweagent_patch.wrap() on it",
             UnpatchedReferenceWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
 
 

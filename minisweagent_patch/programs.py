@@ -59,11 +59,6 @@ class Program:
         self._finished = threading.Event()
         with _registry_lock:
             _registry[program_id] = self
-        if url is None:
-            say_once(
-                "no-url",
-                "no API base is configured, so programs are not released; set THUNDERAGENT_RELEASE_URL",
-            )
 
     def __enter__(self) -> Program:
         return self
@@ -153,7 +148,9 @@ def open_program(program_id: str, settings: Settings, api_base: str | None, api_
     """A registered program; ``api_base`` and ``api_key`` serve where the settings name nothing."""
     target = settings.explicit_release_url() or api_base
     url = release_url(target) if target else None
-    if target and url is None:
+    if not target:
+        say_once("no-url", "no API base is configured, so programs are not released; set THUNDERAGENT_RELEASE_URL")
+    elif url is None:
         say_once(f"bad-url {target}", f"{target!r} is not an http(s) URL, so programs are not released")
     key = settings.explicit_api_key() or api_key
     return Program(program_id, url, key, settings.release_seconds)

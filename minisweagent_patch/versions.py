@@ -45,14 +45,8 @@ def runner_modules() -> list[ModuleType]:
         UnsupportedVersionError: its version was never tested.
     """
     required, *optional = _layout()[2]
-    modules = [importlib.import_module(required)]
-    for name in optional:
-        try:
-            modules.append(importlib.import_module(name))
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise
-    return modules
+    found = [_optional_module(name) for name in optional]
+    return [importlib.import_module(required), *(module for module in found if module is not None)]
 
 
 def launcher_module() -> ModuleType:
@@ -68,6 +62,15 @@ def _layout() -> tuple[tuple[int, int], tuple[int, int], tuple[str, ...], str]:
             if layout[0] <= found < layout[1]:
                 return layout
     raise UnsupportedVersionError(version)
+
+
+def _optional_module(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        return None
 
 
 def _package() -> ModuleType:

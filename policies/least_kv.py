@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import ClassVar
 
 from attrs import define, field, frozen
@@ -21,6 +22,9 @@ from thunderagent.policy import (
 )
 
 __all__ = ["LeastKv", "roomiest"]
+
+_SCAN_LIMIT = 256
+"""Waiters looked at per event for the oldest of each model."""
 
 
 @frozen
@@ -75,15 +79,17 @@ class LeastKv(Policy):
 
     def rebalance(self, cluster: ClusterView, trigger: Trigger) -> Sequence[Decision]:
         """Offer held turns again, after pausing idle programs where nothing runs any more."""
-        oldest = next((waiter for waiter in cluster.waiting() if not waiter.is_urgent), None)
-        if oldest is None:
+        if not cluster.waiting_count:
             return ()
         decisions: list[Decision] = []
-        for backend in oldest.turn.eligible_backends:
-            if backend.turn_count == 0:
-                decisions += self._make_room(oldest.turn, backend, cluster)
-                if decisions:
-                    break
+        models: set[str | None] = set()
+        for waiter in islice(cluster.waiting(), _SCAN_LIMIT):
+            turn = waiter.turn
+            if waiter.is_urgent or turn.model in models or not turn.eligible_backends:
+                continue
+            models.add(turn.model)
+            quiet = (entry for entry in turn.eligible_backends if entry.turn_count == 0)
+            decisions += next(filter(None, (self._make_room(turn, entry, cluster) for entry in quiet)), [])
         return (*decisions, Reconsider())
 
     @staticmethod

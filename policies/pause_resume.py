@@ -26,6 +26,7 @@ from thunderagent.policy import (
     Policy,
     ProgramView,
     Standing,
+    Status,
     Trigger,
     TurnView,
     WaiterView,
@@ -105,15 +106,24 @@ class PauseResume(Policy):
         return cls(settings)
 
     def admit(self, turn: TurnView, cluster: ClusterView) -> BackendId | None:
-        """A program's place; a newcomer's only if nobody waits and it fits. O(backends)."""
+        """A program's place; a newcomer's only if nobody waits and it fits. O(backends).
+
+        A paused program's turn goes back to where its prefix lies, or waits for the tick (published).
+        """
+        program, settings = turn.program, self.settings
         if turn.place is not None:
             return turn.place.id
-        if cluster.waiting_count:
+        is_paused = program is not None and program.status is Status.PAUSED
+        if cluster.waiting_count or (is_paused and not settings.react):
             return None
         rooms = _Rooms(self.settings, cluster)
         fitting = [entry for entry in turn.eligible_backends if rooms.fits(entry, rooms.added(turn, entry))]
         if not fitting:
             return None
+        if program is not None and settings.resume_on == "origin":
+            origin = next((entry for entry in fitting if entry.id == program.origin), None)
+            if origin is not None:
+                return origin.id
         return min(fitting, key=lambda backend: (backend.accounted_tokens, backend.turn_count)).id
 
     def rebalance(self, cluster: ClusterView, trigger: Trigger) -> Sequence[Decision]:

@@ -66,9 +66,7 @@ def turns(sample: Sample) -> list[Turn]:
 def _pick(sample: Sample, salt: int, *variants: str) -> str:
     """One of the variants, fixed by the sample, with its names filled in."""
     variant = variants[(sample.number // 3 + salt + len(sample.title)) % len(variants)]
-    return variant.format(
-        title=sample.title, repo=sample.repo, path=sample.edits[0].path, version=sample.version
-    )
+    return variant.format(title=sample.title, repo=sample.repo, path=sample.edits[0].path, version=sample.version)
 
 
 def _look(sample: Sample) -> list[Turn]:
@@ -107,8 +105,7 @@ def _read(sample: Sample) -> list[Turn]:
             2,
             "I read {path} in full; the behaviour that the report describes has to come from here or from "
             "what it calls.",
-            "Now the code itself. I want to see the docstrings as well, since they say what the "
-            "author meant.",
+            "Now the code itself. I want to see the docstrings as well, since they say what the author meant.",
             "Next I read the module that the report points at, line by line, with numbers so that I "
             "can refer "
             "to them later.",
@@ -116,19 +113,15 @@ def _read(sample: Sample) -> list[Turn]:
         _pick(
             sample,
             3,
-            "That one calls into other code. Let me read this too before I judge, it may rely on the "
-            "same rule.",
+            "That one calls into other code. Let me read this too before I judge, it may rely on the same rule.",
             "To understand what callers expect I also need the neighbouring file.",
             "I check how this fits together with the rest; a fix in the wrong layer would only hide it.",
         ),
-        "One more file: I want to know what is asserted today, so that I do not change behaviour "
-        "that is wanted.",
+        "One more file: I want to know what is asserted today, so that I do not change behaviour that is wanted.",
     )
     commands = [_show(sample, index, path) for index, path in enumerate(sample.plan.read)]
     if sample.number % 5 == 1 and len(commands) > 1:
-        return [Turn(thoughts[0], tuple(commands[:2]))] + [
-            Turn(thoughts[2], (command,)) for command in commands[2:]
-        ]
+        return [Turn(thoughts[0], tuple(commands[:2]))] + [Turn(thoughts[2], (command,)) for command in commands[2:]]
     return [Turn(thoughts[min(index, 2)], (command,)) for index, command in enumerate(commands)]
 
 
@@ -165,8 +158,7 @@ def _reproduce(sample: Sample) -> list[Turn]:
     thought = _pick(
         sample,
         6,
-        "I write the example from the report as a small script and run it, to see the failure with "
-        "my own eyes.",
+        "I write the example from the report as a small script and run it, to see the failure with my own eyes.",
         "Time to reproduce it. The script stays until the end, then I can run it again after the fix.",
         "Let me confirm the report with a reproduction; this also tells me the exact wrong values.",
     )
@@ -211,8 +203,7 @@ def _edge(sample: Sample) -> list[Turn]:
     thought = _pick(
         sample,
         9,
-        "The reported case works. I also try its neighbours, since a fix that only fits the example "
-        "is not one.",
+        "The reported case works. I also try its neighbours, since a fix that only fits the example is not one.",
         "Let me try harder to break it, with the cases around the reported one.",
         "A few more inputs, to be sure that the rule holds in general and not just for this example.",
     )
@@ -237,8 +228,7 @@ def _submission(sample: Sample) -> list[Turn]:
         sample,
         11,
         "Everything holds. I remove my scripts and write the patch with only the source file that I changed.",
-        "Done with the change itself. The helper scripts go, and the patch is made from the source "
-        "file alone.",
+        "Done with the change itself. The helper scripts go, and the patch is made from the source file alone.",
     )
     check = _pick(
         sample,

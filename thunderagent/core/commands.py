@@ -36,7 +36,10 @@ class RefuseCode(Enum):
     HOLD_LIMIT = "hold_limit"
     QUEUE_FULL = "queue_full"
     TOO_MANY_PROGRAMS = "too_many_programs"
-    BACKEND_UNAVAILABLE = "backend_unavailable"
+    BACKEND_UNAVAILABLE = "no_backend"
+    """No backend takes turns of the model."""
+    BACKEND_GONE = "backend_unavailable"
+    """Backends took the turn and broke off before they answered."""
 
 
 class HoldReason(Enum):

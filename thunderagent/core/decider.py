@@ -74,7 +74,7 @@ class Decider:
             self.turn_away(turn, RefuseCode.QUEUE_FULL, f"{max_held_turns} turns wait already", 5.0)
             return False
         self.placement.hold(turn, choice)
-        if turn.tried and choice is HoldReason.NO_BACKEND:
+        if turn.tried:
             self.placement.retry_later(turn)
         return False
 
@@ -148,9 +148,8 @@ class Decider:
                 self.unhold(turn)
                 self.place(turn)
 
-    def admit_waiter(self, waiter: Waiter, backend: Backend) -> None:
-        """Let a waiter in without asking the policy: the hold limit was reached."""
-        turn = waiter.turn
+    def admit_turn(self, turn: Turn, backend: Backend) -> None:
+        """Let a held turn and its program in without asking the policy: the hold limit was reached."""
         self.unhold(turn)
         self._send(turn, backend)
 
@@ -173,10 +172,12 @@ class Decider:
 
     def serve_urgent(self) -> None:
         """Make and use room for turns that reached the hold limit."""
+        for waiter in self.reservations.cancel_stale():
+            self.placement.expire(waiter)
         while (ready := self.reservations.ready()) is not None:
-            waiter, backend = ready
+            waiter, turn, backend = ready
             self.reservations.cancel(waiter)
-            self.admit_waiter(waiter, backend)
+            self.admit_turn(turn, backend)
 
     def _apply(self, decision: Decision) -> str | None:
         """Carry a decision out; returns why it is not legal, or None."""
@@ -242,10 +243,14 @@ class Decider:
         if program.status is Status.YIELDING:
             return "the program is yielding"
         self.placement.admit(program, backend)
+        self._forward_held(program)
         return None
 
     def _reconsider(self) -> None:
-        """Offer waiters to ``admit`` again, oldest first; one that is held again bars the others of its model."""
+        """Offer waiters to ``admit`` again, oldest first; one that the policy holds bars the others of its model.
+
+        One that waits for another reason bars them only where it is theirs as well: no backend for the model.
+        """
         queue, barred, index = self.cluster.queue, set[str | None](), 0
         while index < len(queue.by_age) and len(barred) < len(queue.models):
             waiter: Waiter = queue.by_age[index]
@@ -257,9 +262,10 @@ class Decider:
             if isinstance(choice, Backend):
                 self.unhold(turn)
                 self._send(turn, choice)
-            else:
+                continue
+            if choice is HoldReason.POLICY or not turn.serving.backends:
                 barred.add(turn.model)
-                index += 1
+            index += 1
 
     # Telling
 

@@ -6,13 +6,23 @@ from attrs import define
 
 from thunderagent.core.usage import Usage
 
-__all__ = ["History", "Ratio"]
+__all__ = ["History", "Ratio", "is_credible"]
 
 INITIAL_BYTES_PER_TOKEN = 4.0
 """Before the first sample. JSON of English text and code has 3.5 to 5; the lower end holds back more."""
 
 SAMPLE_WEIGHT = 0.2
 """Weight of a new sample in the global ratio (the published scheduler's value)."""
+
+
+def is_credible(usage: Usage, capacity_tokens: int | None) -> bool:
+    """Whether a turn can have taken what its backend reports: a prompt, and no more than the cache holds.
+
+    A false figure would be kept until the next turn, and hold everybody else off that backend.
+    """
+    if usage.prompt_tokens <= 0 or usage.completion_tokens < 0:
+        return False
+    return capacity_tokens is None or usage.prompt_tokens + usage.completion_tokens <= capacity_tokens
 
 
 @define(eq=False)

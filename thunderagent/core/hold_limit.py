@@ -7,6 +7,7 @@ When the tokens are free the turn is forwarded.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from attrs import define, field
@@ -14,9 +15,11 @@ from attrs import define, field
 from thunderagent.core.backend import Backend
 from thunderagent.core.cluster import Cluster
 from thunderagent.core.commands import PauseReason
+from thunderagent.core.ids import BackendId
 from thunderagent.core.placement import Placement
 from thunderagent.core.program import Program, Standing
 from thunderagent.core.queue import Waiter
+from thunderagent.core.turn import Turn
 
 __all__ = ["Reservations", "roomiest"]
 
@@ -39,6 +42,12 @@ class _Reservation:
     backend: Backend
     tokens: int
 
+    @property
+    def turn(self) -> Turn | None:
+        """The waiter's first turn that can run on the backend; None once there is none."""
+        turns = self.waiter.turns.values()
+        return next((turn for turn in turns if self.backend in turn.eligible_backends), None)
+
 
 @define(eq=False)
 class Reservations:
@@ -51,10 +60,10 @@ class Reservations:
     def __len__(self) -> int:
         return len(self._reservations)
 
-    def reserve(self, waiter: Waiter) -> None:
-        """Reserve room for a waiter, where the least has to be displaced for it."""
-        backend = roomiest(waiter.turn.eligible_backends)
-        tokens = self.cluster.added_tokens(waiter.turn, backend)
+    def reserve(self, waiter: Waiter, turn: Turn) -> None:
+        """Reserve room for a turn of the waiter that a backend is there for, where the least must be displaced."""
+        backend = roomiest(turn.eligible_backends)
+        tokens = self.cluster.added_tokens(turn, backend)
         if backend.capacity_tokens is not None:
             tokens = min(tokens, backend.capacity_tokens)
         backend.reserved_tokens += tokens
@@ -68,30 +77,36 @@ class Reservations:
             self._reservations.remove(reservation)
         waiter.is_urgent = False
 
-    def cancel_on(self, backend: Backend) -> list[Waiter]:
-        """Give up the room on a backend that was lost; returns the waiters, to be reserved for elsewhere."""
-        waiters = [entry.waiter for entry in self._reservations if entry.backend is backend]
+    def cancel_stale(self) -> list[Waiter]:
+        """Give up the room on backends that were lost or no longer serve the waiter's turns; returns the waiters."""
+        waiters = [entry.waiter for entry in self._reservations if entry.turn is None]
         for waiter in waiters:
             self.cancel(waiter)
         return waiters
 
-    def ready(self) -> tuple[Waiter, Backend] | None:
-        """The first waiter whose room is free by now, if any; displaces programs for those that lack room."""
+    def ready(self) -> tuple[Waiter, Turn, Backend] | None:
+        """The first waiter whose room is free by now, if any; displaces programs for those that lack room.
+
+        On one backend the order is kept: room made for who came first is not taken by who needs less.
+        """
+        ahead_tokens: Counter[BackendId] = Counter()
         for reservation in self._reservations:
-            backend = reservation.backend
-            if self._has_room(reservation):
-                return reservation.waiter, backend
-            self._displace(backend)
-            if self._has_room(reservation):
-                return reservation.waiter, backend
+            turn, backend = reservation.turn, reservation.backend
+            if turn is None:
+                continue
+            if not self._has_room(reservation, ahead_tokens[backend.id]):
+                self._displace(backend)
+            if self._has_room(reservation, ahead_tokens[backend.id]):
+                return reservation.waiter, turn, backend
+            ahead_tokens[backend.id] += reservation.tokens
         return None
 
     @staticmethod
-    def _has_room(reservation: _Reservation) -> bool:
+    def _has_room(reservation: _Reservation, ahead_tokens: int) -> bool:
         backend = reservation.backend
         if backend.capacity_tokens is None or backend.accounted_tokens == 0:
             return True
-        return backend.accounted_tokens + reservation.tokens <= backend.capacity_tokens
+        return backend.accounted_tokens + ahead_tokens + reservation.tokens <= backend.capacity_tokens
 
     def _displace(self, backend: Backend) -> None:
         """Have as many programs yield as the reserved tokens need, those served for longest first."""

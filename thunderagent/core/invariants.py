@@ -122,7 +122,7 @@ def _check_backend(cluster: Cluster, backend: Backend, branches: list[Branch], f
     references: Counter[PrefixKey] = Counter()
     for branch in branches:
         wanted_tokens = _recount(branch, backend)
-        charge = branch.charges.get(backend.id)
+        charge = branch.charges.get(backend)
         charged = 0 if charge is None else charge.own_tokens + _prefix_tokens(cluster, charge.prefixes)
         _expect(found, f"charge of branch {branch.id!r} on {backend.id}", charged, wanted_tokens)
         if charge is None:

@@ -89,7 +89,7 @@ class Ledger:
     def place(self, program: Program, backend: Backend) -> None:
         """Make ``backend`` the place of a program that has none; what it runs there already is now its own."""
         for branch in program.branches.values():
-            charge = branch.charges.get(backend.id)
+            charge = branch.charges.get(backend)
             if charge is not None:
                 backend.guest_tokens -= charge.own_tokens
                 program.own_tokens += charge.own_tokens
@@ -115,11 +115,11 @@ class Ledger:
         program = branch.program
         home = program is not None and program.place is backend
         wanted_tokens = self._wanted_tokens(branch, backend, home)
-        charge = branch.charges.get(backend.id)
+        charge = branch.charges.get(backend)
         if charge is None:
             if wanted_tokens == 0:
                 return
-            charge = branch.charges[backend.id] = Charge()
+            charge = branch.charges[backend] = Charge()
         own_tokens, prefixes = self._split(branch, wanted_tokens)
         if prefixes != charge.prefixes:
             for key in prefixes:
@@ -138,7 +138,7 @@ class Ledger:
             else:
                 backend.guest_tokens += change_tokens
         if wanted_tokens == 0:
-            del branch.charges[backend.id]
+            del branch.charges[backend]
 
     def added_tokens(self, turn: Turn, backend: Backend) -> int:
         """Tokens that forwarding the turn there, with its program placed there, would add to the account.
@@ -147,12 +147,12 @@ class Ledger:
         """
         program, branch = turn.program, turn.branch
         if program is not None and program.place is backend:
-            wanted_tokens = max(self._wanted_tokens(branch, backend, True), turn.need_tokens)
+            wanted_tokens = self._wanted_tokens(branch, backend, True, turn)
             return max(0, wanted_tokens - self._charged_tokens(branch, backend))
         if program is None or turn.waits_alone:
             need_tokens, branches = turn.need_tokens, [branch]
         else:
-            need_tokens, branches = program.need_tokens, list(program.branches.values())
+            need_tokens, branches = program.need_tokens_with(turn), list(program.branches.values())
         return max(0, need_tokens - self._resident_tokens(branches, backend))
 
     def added_tokens_of(self, program: Program, backend: Backend) -> int:
@@ -166,7 +166,7 @@ class Ledger:
         keys = {
             key
             for branch in program.branches.values()
-            if (charge := branch.charges.get(program.place.id)) is not None
+            if (charge := branch.charges.get(program.place)) is not None
             for key in charge.prefixes
         }
         return program.own_tokens + sum(self.prefixes[key].tokens for key in keys)
@@ -176,14 +176,16 @@ class Ledger:
         own_tokens = 0
         keys: set[PrefixKey] = set()
         for branch in branches:
-            charge = branch.charges.get(backend.id)
+            charge = branch.charges.get(backend)
             if charge is not None:
                 own_tokens += charge.own_tokens
             keys.update(key for key in branch.prefixes if key in backend.shared)
         return own_tokens + sum(backend.shared[key].tokens for key in keys)
 
-    def _wanted_tokens(self, branch: Branch, backend: Backend, home: bool) -> int:
-        prompt_tokens = output_tokens = 0
+    @staticmethod
+    def _wanted_tokens(branch: Branch, backend: Backend, home: bool, joining: Turn | None = None) -> int:
+        prompt_tokens = 0 if joining is None else joining.prompt_tokens
+        output_tokens = 0 if joining is None else joining.output_tokens
         for turn in branch.forwarded.values():
             if turn.backend is backend:
                 prompt_tokens = max(prompt_tokens, turn.prompt_tokens)
@@ -192,7 +194,7 @@ class Ledger:
         return max(running_tokens, branch.kept_tokens) if home else running_tokens
 
     def _charged_tokens(self, branch: Branch, backend: Backend) -> int:
-        charge = branch.charges.get(backend.id)
+        charge = branch.charges.get(backend)
         if charge is None:
             return 0
         return charge.own_tokens + sum(self.prefixes[key].tokens for key in charge.prefixes)

@@ -26,7 +26,8 @@ from thunderagent.core.commands import (
 )
 from thunderagent.core.ids import TurnId
 from thunderagent.core.program import Branch, Program, Status
-from thunderagent.core.settings import SchedulerSettings
+from thunderagent.core.queue import Waiter
+from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
 from thunderagent.core.turn import Turn, TurnStatus
 
 __all__ = ["Placement"]
@@ -46,28 +47,38 @@ class Placement:
     def hold(self, turn: Turn, reason: HoldReason) -> None:
         """Let the turn wait; its age is that of its program's wait, so that trying again loses nothing."""
         cluster, program = self.cluster, turn.program
+        if turn.waiting_since is None:
+            turn.waiting_since = cluster.now
         if turn.waits_alone or program is None:
-            since = cluster.now if turn.waiting_since is None else turn.waiting_since
+            since = turn.waiting_since
         else:
             if program.waiting_since is None:
                 program.waiting_since = cluster.now
             since = program.waiting_since
-        is_first = turn.hold_reason is None
-        turn.waiting_since, turn.hold_reason = since, reason
+        is_first, turn.hold_reason = turn.hold_reason is None, reason
         if program is not None:
             program.held[turn.id] = turn
             self.note_activity(program)
         cluster.queue.add(turn, since)
         if self.settings.max_hold_seconds > 0:
-            turn.deadline_at = since + self.settings.max_hold_seconds
-            heapq.heappush(self._deadlines, (turn.deadline_at, turn.id))
+            # A turn is refused for its own wait only: its program's former ones would have every retry refused.
+            refuses = self.settings.on_hold_limit is OnHoldLimit.REFUSE
+            limit_since = turn.waiting_since if refuses else since
+            turn.deadline_at = limit_since + self.settings.max_hold_seconds
+            self._schedule(turn.deadline_at, turn)
         if is_first:
             self.commands.append(TurnHeld(turn.id, turn.program_id, reason, turn.deadline_at))
 
     def retry_later(self, turn: Turn) -> None:
         """Have a held turn offered again after a while to the backends that it has tried."""
         turn.retry_at = self.cluster.now + self.settings.retry_seconds
-        heapq.heappush(self._deadlines, (turn.retry_at, turn.id))
+        self._schedule(turn.retry_at, turn)
+
+    def expire(self, waiter: Waiter) -> None:
+        """Have the hold limit of a waiter's turns looked at again, at the next tick, which is due now."""
+        for turn in waiter.turns.values():
+            turn.deadline_at = self.cluster.now
+            self._schedule(turn.deadline_at, turn)
 
     def unhold(self, turn: Turn) -> None:
         """Take the turn out of the queue, to be forwarded, placed afresh or forgotten."""
@@ -207,6 +218,12 @@ class Placement:
         if due_at is None or due_at > self.cluster.now:
             return None
         return self.cluster.turn_by_id[heapq.heappop(self._deadlines)[1]]
+
+    def _schedule(self, due_at: float, turn: Turn) -> None:
+        """Note a deadline; turns that are placed afresh again and again must not pile their former ones up."""
+        heapq.heappush(self._deadlines, (due_at, turn.id))
+        if len(self._deadlines) > 4 * len(self.cluster.turn_by_id) + 64:
+            self._deadlines = sorted({entry for entry in self._deadlines if self._is_live(*entry)})
 
     def _is_live(self, due_at: float, turn_id: TurnId) -> bool:
         turn = self.cluster.turn_by_id.get(turn_id)

@@ -79,7 +79,8 @@ class Branch:
     kept_tokens: int = 0
     prefixes: tuple[PrefixKey, ...] = ()
     forwarded: dict[TurnId, Turn] = field(factory=dict)
-    charges: dict[BackendId, Charge] = field(factory=dict)
+    charges: dict[Backend, Charge] = field(factory=dict)
+    """By backend, not by its id: one that was removed and added again holds nothing of the former's."""
     used_at: float = 0.0
 
 
@@ -144,8 +145,15 @@ class Program:
     @property
     def need_tokens(self) -> int:
         """Tokens that it needs resident to go on: each branch's history, or its turns' prompts where longer."""
+        return self._need_tokens(*self.held.values(), *self.forwarded.values())
+
+    def need_tokens_with(self, turn: Turn) -> int:
+        """``need_tokens`` with a turn that may have only just arrived, and be neither held nor forwarded yet."""
+        return self._need_tokens(*self.held.values(), *self.forwarded.values(), turn)
+
+    def _need_tokens(self, *turns: Turn) -> int:
         need = {branch.id: branch.kept_tokens for branch in self.branches.values()}
-        for turn in (*self.held.values(), *self.forwarded.values()):
+        for turn in turns:
             if turn.waits_alone:
                 continue
             branch_id = turn.branch.id

@@ -25,6 +25,7 @@ from thunderagent.core.commands import (
 )
 from thunderagent.core.decider import Decider
 from thunderagent.core.decisions import Trigger
+from thunderagent.core.estimate import is_credible
 from thunderagent.core.events import Event
 from thunderagent.core.hold_limit import Reservations, roomiest
 from thunderagent.core.journal import Journal
@@ -106,6 +107,8 @@ class Scheduler:
         commands = list(self._placement.commands)
         self._placement.commands.clear()
         self._decider.tell_notices(commands)
+        commands += self._placement.commands
+        self._placement.commands.clear()
         self.journal.record(now, event, commands)
         return commands
 
@@ -221,6 +224,9 @@ class Scheduler:
     def _settle_finished(self, turn: Turn, outcome: Outcome, usage: Usage | None) -> None:
         """Write down what a turn that ran leaves behind, and give back the rest."""
         program, branch, ledger = turn.program, turn.branch, self.cluster.ledger
+        assert turn.backend is not None
+        if usage is not None and not is_credible(usage, turn.backend.capacity_tokens):
+            usage = None
         if usage is not None:
             ledger.ratio.learn(turn.body_bytes, usage.prompt_tokens)
             branch.history.learn(turn.body_bytes, usage)
@@ -259,7 +265,7 @@ class Scheduler:
             self._placement.refuse(turn, RefuseCode.PROGRAM_RELEASED, message)
         elif turn.failed_sends > self.settings.max_failed_sends:
             message = f"the backend gave no answer: {event.reason}"
-            self._placement.refuse(turn, RefuseCode.BACKEND_UNAVAILABLE, message, 1.0)
+            self._placement.refuse(turn, RefuseCode.BACKEND_GONE, message, 1.0)
         else:
             self._decider.place(turn)
         return Trigger.TURN_FINISHED
@@ -337,9 +343,10 @@ class Scheduler:
         for standing in Standing:
             for program in list(backend.placed[standing]):
                 self._placement.pause(program, PauseReason.BACKEND_LOST)
+        for program in self.cluster.paused_by_id.values():
+            if program.origin == backend.id:
+                program.origin = None
         self.cluster.refresh_serving()
-        for waiter in self._reservations.cancel_on(backend):
-            self._hold_limit_reached(waiter.turn)
         return self._replace_held()
 
     def _backends_changed(self) -> Trigger:
@@ -347,12 +354,13 @@ class Scheduler:
         return self._replace_held()
 
     def _replace_held(self) -> Trigger:
-        """Place afresh the turns whose reason to wait may be gone: no backend, or a program without its place."""
+        """Place afresh the turns whose reason to wait may be gone: no backend, or a place that cannot serve them."""
         for waiter in list(self.cluster.queue.oldest_first()):
             if waiter.is_urgent:
                 continue
             for turn in list(waiter.turns.values()):
-                if turn.hold_reason is HoldReason.NO_BACKEND or turn.waits_alone:
+                is_stranded = turn.place is not None and turn.place not in turn.eligible_backends
+                if turn.hold_reason is HoldReason.NO_BACKEND or turn.waits_alone or is_stranded:
                     self._decider.unhold(turn)
                     self._decider.place(turn)
         return Trigger.BACKENDS_CHANGED
@@ -364,9 +372,7 @@ class Scheduler:
         while (turn := self._placement.pop_due()) is not None:
             trigger = Trigger.TOKENS_CHANGED
             if turn.retry_at is not None and turn.retry_at <= self.cluster.now:
-                turn.tried.clear()
-                self._decider.unhold(turn)
-                self._decider.place(turn)
+                self._retry(turn)
             else:
                 self._hold_limit_reached(turn)
         while (expiry := self._next_expiry()) is not None and expiry <= self.cluster.now:
@@ -379,6 +385,16 @@ class Scheduler:
             self._next_tick_at = self.cluster.now + cast(float, self.policy.tick_seconds)
             trigger = Trigger.TICK
         return trigger
+
+    def _retry(self, turn: Turn) -> None:
+        """Offer a held turn again to the backends that gave it no answer."""
+        turn.retry_at = None
+        turn.tried.clear()
+        waiter = self.cluster.queue.of(turn)
+        assert waiter is not None
+        if not waiter.is_urgent:
+            self._decider.unhold(turn)
+            self._decider.place(turn)
 
     def _next_expiry(self) -> float | None:
         ttl_seconds = self.settings.program_ttl_seconds
@@ -405,7 +421,7 @@ class Scheduler:
                 )
             self._decider.unhold(turn)
             self._placement.refuse(turn, code, message, 5.0)
-        elif place is not None:
+        elif place is not None and place in eligible:
             # Its program has its place all along: it waits for that to be given up, or for want of a decision.
             self._decider.unhold(turn)
             self._placement.forward(turn, place)
@@ -413,6 +429,6 @@ class Scheduler:
             origin = None if turn.program is None else turn.program.origin
             backend = next((entry for entry in eligible if entry.id == origin), None) or roomiest(eligible)
             self._placement.commands.append(ProgramForced(turn.program_id, backend.id))
-            self._decider.admit_waiter(waiter, backend)
+            self._decider.admit_turn(turn, backend)
         else:
-            self._reservations.reserve(waiter)
+            self._reservations.reserve(waiter, turn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
@@ -43,10 +44,6 @@ class Histogram:
         self.sum += value * times
 
 
-def _histogram(bounds: tuple[float, ...]) -> Histogram:
-    return attrs.field(factory=lambda: Histogram(bounds))  # type: ignore[no-any-return]
-
-
 @attrs.define(eq=False)
 class EngineCounters:
     """Counters of one engine since its start; seconds are on the driver's clock.
@@ -61,13 +58,13 @@ class EngineCounters:
     preemptions: int = 0
     steps: int = 0
     success: dict[str, int] = attrs.field(factory=lambda: dict.fromkeys(_FINISH_REASONS, 0))
-    first_token_seconds: Histogram = _histogram(_FIRST_TOKEN_SECONDS)
-    between_tokens_seconds: Histogram = _histogram(_BETWEEN_TOKENS_SECONDS)
-    queue_seconds: Histogram = _histogram(_REQUEST_SECONDS)
-    request_seconds: Histogram = _histogram(_REQUEST_SECONDS)
-    request_prompt_tokens: Histogram = _histogram(_REQUEST_TOKENS)
-    request_generation_tokens: Histogram = _histogram(_REQUEST_TOKENS)
-    step_tokens: Histogram = _histogram(_STEP_TOKENS)
+    first_token_seconds: Histogram = attrs.field(factory=partial(Histogram, _FIRST_TOKEN_SECONDS))
+    between_tokens_seconds: Histogram = attrs.field(factory=partial(Histogram, _BETWEEN_TOKENS_SECONDS))
+    queue_seconds: Histogram = attrs.field(factory=partial(Histogram, _REQUEST_SECONDS))
+    request_seconds: Histogram = attrs.field(factory=partial(Histogram, _REQUEST_SECONDS))
+    request_prompt_tokens: Histogram = attrs.field(factory=partial(Histogram, _REQUEST_TOKENS))
+    request_generation_tokens: Histogram = attrs.field(factory=partial(Histogram, _REQUEST_TOKENS))
+    step_tokens: Histogram = attrs.field(factory=partial(Histogram, _STEP_TOKENS))
 
     def step_finished(self, scheduled_tokens: int, generated_tokens: int) -> None:
         """Count one step of the engine."""
@@ -110,7 +107,7 @@ def _lines(engine: Engine, model: str) -> Iterator[str]:
     computed, cached = counters.prompt_tokens_computed, counters.prompt_tokens_cached
     yield from _gauge("num_requests_running", "Requests in model execution batches.", model, engine.running)
     yield from _gauge("num_requests_waiting", "Requests waiting to be processed.", model, engine.waiting)
-    yield from _gauge("kv_cache_usage_perc", "KV-cache usage by running requests, 1 = full.", model, cache.usage_ratio)
+    yield from _gauge("kv_cache_usage_perc", "KV cache used by running requests.", model, cache.usage_ratio)
     queries, hits = cache.counters.queries_tokens, cache.counters.hits_tokens
     yield from _counter("prefix_cache_queries", "Tokens looked up in the prefix cache.", model, queries)
     yield from _counter("prefix_cache_hits", "Tokens found in the prefix cache.", model, hits)

@@ -18,7 +18,15 @@ from thunderagent.emulator.kv_cache import KvCache, blocks_for
 from thunderagent.emulator.timing import TimingModel, attention_pairs
 from thunderagent.emulator.waiting import WaitingQueue
 
-__all__ = ["Engine", "EngineRequest", "EngineSettings", "FinishReason", "SchedulingPolicy", "StepResult", "TokenOutput"]
+__all__ = [
+    "Engine",
+    "EngineRequest",
+    "EngineSettings",
+    "FinishReason",
+    "SchedulingPolicy",
+    "StepResult",
+    "TokenOutput",
+]
 
 
 class FinishReason(str, Enum):
@@ -107,6 +115,8 @@ class _Sequence:
     registered_blocks: int = 0
     blocks: list[int] = attrs.field(factory=list)
     running: bool = False
+    refused_blocks: int = -1
+    """Free blocks when it last did not fit: no use to look again before there are more."""
     started_at: float | None = None
     last_token_at: float | None = None
 
@@ -130,9 +140,7 @@ class Engine:
     def __init__(self, settings: EngineSettings, timing: TimingModel) -> None:
         self.settings = settings
         self.timing = timing
-        self.cache = KvCache(
-            settings.num_gpu_blocks, settings.block_size, prefix_caching=settings.prefix_caching
-        )
+        self.cache = KvCache(settings.num_gpu_blocks, settings.block_size, prefix_caching=settings.prefix_caching)
         self.counters = EngineCounters()
         self._by_id: dict[str, _Sequence] = {}
         self._running: list[_Sequence] = []
@@ -299,19 +307,19 @@ class Engine:
     def _start(self, sequence: _Sequence, budget: int) -> int:
         """Give a waiting sequence its cached prefix and the blocks of its first chunk; the chunk, or 0: no room."""
         cache, length = self.cache, sequence.length_tokens
-        size = cache.block_size
-        if not cache.prefix_caching and blocks_for(min(length, budget), size) > cache.free_blocks:
+        if cache.free_blocks <= sequence.refused_blocks:
             return 0
+        size = cache.block_size
         matched = cache.match(sequence.request.block_hashes, length)
         hit = len(matched) * size
         count = min(length - hit, budget)
-        if self.settings.reserve_full_prompt and not cache.can_allocate(
-            matched, blocks_for(length, size) - len(matched)
-        ):
+        must_fit = length if self.settings.reserve_full_prompt else hit + count
+        if not cache.can_allocate(matched, blocks_for(must_fit, size) - len(matched)):
+            sequence.refused_blocks = cache.free_blocks
             return 0
         fresh = cache.allocate(matched, blocks_for(hit + count, size) - len(matched))
-        if fresh is None:
-            return 0
+        assert fresh is not None, "a smaller allocation than the one just checked failed"
+        sequence.refused_blocks = -1
         cache.count_lookup(length, hit, preempted=sequence.preemptions > 0)
         if sequence.preemptions == 0:
             sequence.cached_tokens = hit
@@ -337,9 +345,7 @@ class Engine:
 
     def _register(self, sequence: _Sequence, computed_tokens: int) -> None:
         full = computed_tokens // self.cache.block_size
-        self.cache.register(
-            sequence.blocks, sequence.request.block_hashes, sequence.registered_blocks, full
-        )
+        self.cache.register(sequence.blocks, sequence.request.block_hashes, sequence.registered_blocks, full)
         sequence.registered_blocks = full
 
     def _preempt(self) -> _Sequence:
@@ -386,9 +392,7 @@ class Engine:
             return step.duration_seconds * stride + growth_seconds * stride * (stride - 1) / 2
 
         def fits(stride: int) -> bool:
-            missing = sum(
-                max(0, blocks_for(one.computed_tokens + stride, size) - len(one.blocks)) for one in batch
-            )
+            missing = sum(max(0, blocks_for(one.computed_tokens + stride, size) - len(one.blocks)) for one in batch)
             return missing <= self.cache.free_blocks and seconds(stride) <= max_seconds
 
         low, high = 1, min(one.request.output_tokens - one.generated_tokens for one in batch)

@@ -201,4 +201,5 @@ class KvCache:
                 named.setdefault(content, set()).add(block)
         found = {content: {block, *self._twins.get(content, ())} for content, block in self._cached.items()}
         assert found == named, "the hash index differs from the names of the blocks"
-        assert all(self._twins.values()) and self._twins.keys() <= self._cached.keys(), "stale twins"
+        assert all(self._twins.values()), "an empty set of twins is kept"
+        assert self._twins.keys() <= self._cached.keys(), "twins of a block that is not cached"

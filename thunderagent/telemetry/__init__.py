@@ -1,1 +1,1 @@
-"""."""
+"""What the daemon tells of itself: logs, metrics, profiles."""

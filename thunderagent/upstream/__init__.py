@@ -1,1 +1,1 @@
-"""The backend side of HTTP: client, header filter, byte relay, usage readers, scraper; knows nothing of scheduling."""
+"""The backend side of HTTP: client, header filter, byte relay, usage readers, scraper. No scheduling here."""

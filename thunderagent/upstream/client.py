@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import socket
 import ssl as ssl_module
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ __all__ = ["BackendClient", "FetchedPage", "ForwardFailed", "PoolSettings", "nor
 # A reused connection that breaks later than this after the request was handed over broke under the request, and
 # the backend may have worked on it.
 _STALE_WITHIN_SECONDS = 1.0
+_WHOLE_BODY_BYTES = 1024 * 1024
 _SKIP_AUTO_HEADERS = ("User-Agent", "Content-Type", "Accept", "Accept-Encoding")
 
 
@@ -51,8 +53,9 @@ class PoolSettings:
     connect_timeout_seconds: float = 5.0
     keepalive_seconds: float = 3.0
     """vLLM's HTTP server closes a connection idle for 5 s; the pool must let go of it earlier."""
-    read_buffer_bytes: int = 64 * 1024
-    """Reading from the backend pauses at twice this when the client is slower."""
+    read_buffer_bytes: int = 256 * 1024
+    """Reading from the backend pauses at twice this when the client is slower. Most answers fit, which matters:
+    aiohttp 3.14 takes a chunked body for broken where the backend closes while reading is paused."""
 
 
 @frozen
@@ -137,21 +140,22 @@ class BackendClient:
         url = self._url(path_qs)
         attempt = _Attempt()
         try:
-            return await self._session.request(
-                method, url, data=body, headers=headers, allow_redirects=False, trace_request_ctx=attempt
+            answer = await self._session.request(
+                method, url, data=_payload(body), headers=headers, allow_redirects=False, trace_request_ctx=attempt
             )
+            return _guarded(answer)
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             failure = self._failure(error)
             if not _is_stale(failure, attempt):
                 raise failure from error
         try:
-            return await self._fresh.request(method, url, data=body, headers=headers, allow_redirects=False)
+            return _guarded(
+                await self._fresh.request(method, url, data=_payload(body), headers=headers, allow_redirects=False)
+            )
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             raise self._failure(error) from error
 
-    async def fetch(
-        self, path: str, *, timeout_seconds: float, max_bytes: int = 16 * 1024 * 1024
-    ) -> FetchedPage:
+    async def fetch(self, path: str, *, timeout_seconds: float, max_bytes: int = 16 * 1024 * 1024) -> FetchedPage:
         """GET a small page of the backend itself (metrics, models, health), with the backend's own key.
 
         Raises:
@@ -166,7 +170,7 @@ class BackendClient:
             async with self._session.get(
                 self._url(path), headers=headers, allow_redirects=False, timeout=timeout
             ) as answer:
-                return FetchedPage(answer.status, await _read_at_most(answer, max_bytes))
+                return FetchedPage(answer.status, await _read_at_most(_guarded(answer), max_bytes))
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
             raise self._failure(error) from error
         except asyncio.TimeoutError as error:
@@ -217,6 +221,11 @@ class BackendClient:
         return ForwardFailed(reason, sent=sent, detail=str(error) or type(error).__name__)
 
 
+def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
+    """A large body is written piece by piece, so that it does not fill the connection's buffer at once."""
+    return io.BytesIO(body) if body is not None and len(body) > _WHOLE_BODY_BYTES else body
+
+
 def _classify(error: Exception) -> tuple[str, bool]:
     """The reason word, and whether the request may have reached the backend."""
     if isinstance(error, aiohttp.ClientConnectorDNSError):
@@ -241,6 +250,32 @@ def _is_stale(failure: ForwardFailed, attempt: _Attempt) -> bool:
     if failure.reason != "disconnected" or attempt.reused_at is None:
         return False
     return time.monotonic() - attempt.reused_at <= _STALE_WITHIN_SECONDS
+
+
+def _guarded(answer: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
+    """Make reading the body fail where its connection closes too early, whatever the reason.
+
+    aiohttp 3.14's C parser forgets the body when its framing is malformed: it closes the connection, and a reader
+    would wait for ever.
+    """
+    connection, content = answer.connection, answer.content
+    if connection is None or connection.protocol is None or (closed := connection.protocol.closed) is None:
+        return answer
+
+    def fail(future: asyncio.Future[None]) -> None:
+        cause = None if future.cancelled() else future.exception()
+        if not content.is_eof() and content.exception() is None:
+            error = aiohttp.ClientPayloadError("the connection closed inside the body")
+            error.__cause__ = cause
+            content.set_exception(error)
+
+    closed.add_done_callback(fail)
+    content.on_eof(lambda: _forget(closed, fail))
+    return answer
+
+
+def _forget(closed: asyncio.Future[None], callback: Callable[[asyncio.Future[None]], None]) -> None:
+    closed.remove_done_callback(callback)
 
 
 def _reuse_tracing() -> aiohttp.TraceConfig:

@@ -21,9 +21,7 @@ def error_body(api: Api, code: str, message: str) -> bytes:
         return msgspec.json.encode(
             {"type": "error", "error": {"type": "api_error", "message": message, "code": code}}
         )
-    return msgspec.json.encode(
-        {"error": {"message": message, "type": _ERROR_TYPE, "param": None, "code": code}}
-    )
+    return msgspec.json.encode({"error": {"message": message, "type": _ERROR_TYPE, "param": None, "code": code}})
 
 
 def error_event(api: Api, code: str, message: str) -> bytes:

@@ -99,7 +99,7 @@ def _is_utf8(value: str) -> bool:
 
 
 def _header_value(text: str) -> str:
-    """Make any text safe as a field value: other than printable ASCII is percent-encoded, so that no id adds a line."""
+    """Make any text a safe field value: all but printable ASCII is percent-encoded, so that no id adds a line."""
     if text.isascii() and text.isprintable():
         return text
     return quote(text, safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}", errors="replace")

@@ -104,9 +104,14 @@ class EventSplitter:
 def split_events(block: bytes) -> Iterator[bytes]:
     """The events of a block from :meth:`EventSplitter.feed`, each with its ending; together they are the block."""
     start = 0
-    for found in _BOUNDARY.finditer(block):
-        yield block[start : found.end()]
-        start = found.end()
+    if b"\r" in block:
+        for found in _BOUNDARY.finditer(block):
+            yield block[start : found.end()]
+            start = found.end()
+    else:
+        while (end := block.find(b"\n\n", start)) >= 0:
+            yield block[start : end + 2]
+            start = end + 2
     if start < len(block):
         yield block[start:]
 
@@ -118,10 +123,11 @@ def event_size(event: bytes) -> int:
 
 def event_data(event: bytes) -> bytes:
     """The data of one event, its lines joined with LF; b"" where it has none (a comment)."""
-    lines = []
-    for line in event.splitlines():
-        if line.startswith(b"data:"):
-            lines.append(line[6:] if line.startswith(b"data: ") else line[5:])
+    lines = [
+        line[6:] if line.startswith(b"data: ") else line[5:]
+        for line in event.splitlines()
+        if line.startswith(b"data:")
+    ]
     return lines[0] if len(lines) == 1 else b"\n".join(lines)
 
 

@@ -70,6 +70,7 @@ class _TypedEvent(msgspec.Struct):
 
     type: str = ""
     usage: msgspec.Raw = _ABSENT
+    error: msgspec.Raw = _ABSENT
     response: msgspec.Raw = _ABSENT
     message: msgspec.Raw = _ABSENT
 
@@ -190,7 +191,8 @@ class StreamObserver:
             self.oversized = True
             return
         self.output_chunks += event.count(self._output_mark)
-        if not any(word in event for word in self._words):
+        usage_word, error_word, end_word = self._words
+        if usage_word not in event and error_word not in event and end_word not in event:
             return
         data = event_data(event)
         if data.strip() == b"[DONE]":
@@ -211,7 +213,7 @@ class StreamObserver:
 
     def _read_typed(self, data: bytes) -> None:
         event = _typed_event.decode(data)
-        if event.type == "error":
+        if event.type == "error" or (not event.type and _present(event.error)):
             self.failed = True
         elif event.type in _RESPONSES_ENDS:
             self.finished = True

@@ -1,0 +1,168 @@
+"""How many concurrent streams, and how many chunks per second, can one emulated engine process carry?
+
+Command: ``python benchmarks/emulator.py [--seconds 4] [--streams 50,100,200,400,800]``
+
+The engine runs in a second process with a fixed step of 20 ms, so that each stream gets 50 chunks per second and
+``streams x 50`` is what an ideal engine would send, one write per chunk. The client counts the chunks it receives on
+raw sockets, in its own process. ``of ideal`` below 1 means that a process is too slow; ``late`` is the time that the
+engine gave up because it fell behind its schedule; ``engine`` and ``client`` are shares of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import socket
+import time
+from multiprocessing.connection import Connection
+
+from aiohttp import web
+
+from thunderagent.emulator.server import RUNNER_OPTIONS, EmulatorConfig, create_app, driver_key
+from thunderagent.emulator.timing import Preset, TimingModel
+
+STEP_SECONDS = 0.02
+PROMPT_BYTES = 8000
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+async def serve(control: Connection, use_uvloop: bool) -> None:
+    """Run an engine; answer each message of the parent with CPU and late seconds, end at None."""
+    preset = Preset(
+        "fixed-step",
+        "simulated, 20 ms per step",
+        TimingModel(STEP_SECONDS, 0, 0, 0, 0),
+        10_000_000,
+        100_000,
+        4096,
+        10**7,
+    )
+    app = create_app(EmulatorConfig(preset=preset))
+    runner = web.AppRunner(app, **RUNNER_OPTIONS)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, backlog=4096).start()
+    control.send(runner.addresses[0][1])
+    while await asyncio.to_thread(control.recv) is not None:
+        control.send((cpu_seconds(), app[driver_key].late_seconds))
+    await runner.cleanup()
+
+
+def engine_process(control: Connection, use_uvloop: bool) -> None:
+    """Entry point of the engine's process."""
+    if use_uvloop:
+        import uvloop
+
+        uvloop.run(serve(control, use_uvloop))
+    else:
+        asyncio.run(serve(control, use_uvloop))
+
+
+class StreamCounter(asyncio.Protocol):
+    """Sends one streamed request and counts its chunks."""
+
+    def __init__(self, request: bytes, counts: list[int], ended: asyncio.Future[None]) -> None:
+        self._request = request
+        self._counts = counts
+        self._ended = ended
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the request."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        """Count events, a piece that was split over two reads only once."""
+        self._counts[0] += data.count(b"data: {")
+        self._counts[1] += 1
+        if b"[DONE]" in data and self._transport is not None:
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The stream ended."""
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+
+def request_bytes(number: int, tokens: int) -> bytes:
+    """A streamed chat request of its own program."""
+    content = f"{number} " + "words of a program " * (PROMPT_BYTES // 19)
+    body = {
+        "model": "emulated",
+        "stream": True,
+        "max_tokens": tokens,
+        "messages": [{"role": "user", "content": content}],
+    }
+    raw = json.dumps(body).encode()
+    return b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(raw), raw)
+
+
+async def load(port: int, streams: int, seconds: float) -> tuple[float, int, int]:
+    """Run ``streams`` streams at once; wall seconds from the first to the last, chunks, reads."""
+    loop = asyncio.get_running_loop()
+    counts, tokens = [0, 0], int(seconds / STEP_SECONDS)
+    ends: list[asyncio.Future[None]] = [loop.create_future() for _ in range(streams)]
+    started = time.perf_counter()
+    for number, end in enumerate(ends):
+        request = request_bytes(number, tokens)
+        await loop.create_connection(lambda r=request, e=end: StreamCounter(r, counts, e), "127.0.0.1", port)  # type: ignore[misc]
+    await asyncio.gather(*ends)
+    return time.perf_counter() - started, counts[0], counts[1]
+
+
+def measure(streams: int, seconds: float, use_uvloop: bool) -> str:
+    """One row of the table."""
+    parent, child = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=engine_process, args=(child, use_uvloop))
+    process.start()
+    port = parent.recv()
+    parent.send("cpu")
+    engine_before, _ = parent.recv()
+    client_before = cpu_seconds()
+    elapsed, chunks, reads = asyncio.run(load(port, streams, seconds))
+    client = cpu_seconds() - client_before
+    parent.send("cpu")
+    engine_after, late = parent.recv()
+    parent.send(None)
+    process.join()
+    loop = "uvloop" if use_uvloop else "asyncio"
+    ideal = streams / STEP_SECONDS
+    engine = (engine_after - engine_before) / elapsed
+    return (
+        f"{loop:8} {streams:7} {ideal:10.0f} {chunks / elapsed:10.0f} {chunks / elapsed / ideal:9.2f} "
+        f"{chunks / reads:11.2f} {engine:7.0%} {client / elapsed:7.0%} {late:6.2f}"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of each stream")
+    parser.add_argument("--streams", default="50,100,200,400,800", help="concurrent streams to try")
+    parser.add_argument("--loops", default="asyncio,uvloop", help="event loops to try")
+    options = parser.parse_args()
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit[1], limit[1]))
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, host {socket.AF_INET.name}"
+    )
+    print(f"each stream {options.seconds:g} s at {1 / STEP_SECONDS:g} chunks/s, prompts of {PROMPT_BYTES} bytes")
+    print("loop     streams  asked ch/s   got ch/s  of ideal chunks/read  engine  client   late")
+    for loop in options.loops.split(","):
+        for streams in map(int, options.streams.split(",")):
+            print(measure(streams, options.seconds, loop == "uvloop"), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""The daemon's settings, and the one reader of flags, environment (THUNDERAGENT_*) and TOML file.
+
+Precedence: flag, environment, file, default. Every option has one name: ``--max-hold-seconds`` is
+``THUNDERAGENT_MAX_HOLD_SECONDS`` and ``max_hold_seconds = ...``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from attrs import field, frozen
+
+from thunderagent.backends import BackendConfig
+from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
+from thunderagent.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["OPTIONS", "Option", "Settings", "read_settings"]
+
+ENVIRONMENT_PREFIX = "THUNDERAGENT_"
+_SCHEDULER_NAMES = frozenset(entry.name for entry in attrs.fields(SchedulerSettings))
+
+
+@frozen
+class Settings:
+    """Everything that ``serve`` can be told. Times are seconds, of the wall clock unless they are the scheduler's."""
+
+    backends: tuple[BackendConfig, ...] = ()
+    host: str = "0.0.0.0"
+    port: int = 8300
+    policy: str = "pause-resume"
+    policy_options: Mapping[str, str] = field(factory=dict)
+    scheduler: SchedulerSettings = field(factory=SchedulerSettings)
+    capacity_tokens: int | None = None
+    clock_speed: float = 1.0
+    drain_seconds: float = 30.0
+    metrics_interval_seconds: float = 5.0
+    health_failures: int = 3
+    inject_usage: bool = False
+    hold_keepalive_seconds: float = 0.0
+    identify_by: tuple[str, ...] = ()
+    max_body_bytes: int = 64 * 1024 * 1024
+    api_token: str | None = field(default=None, repr=False)
+    admin_token: str | None = field(default=None, repr=False)
+    profile: bool = False
+    profile_dir: str = "thunderagent_profiles"
+    log_level: str = "info"
+    log_format: str = "auto"
+
+
+@frozen
+class Option:
+    """One setting as the user writes it. ``read`` turns text or a TOML value into the value; raises ValueError."""
+
+    name: str
+    read: Callable[[Any], Any]
+    help: str
+    metavar: str = ""
+    is_flag: bool = False
+    is_secret: bool = False
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return ENVIRONMENT_PREFIX + self.name.upper()
+
+
+def _number(kind: type, at_least: float, at_most: float = float("inf")) -> Callable[[Any], Any]:
+    noun = "a whole number" if kind is int else "a number"
+    limits = f"from {at_least:g} to {at_most:g}" if at_most != float("inf") else f"of at least {at_least:g}"
+
+    def read(value: Any) -> Any:
+        try:
+            if isinstance(value, bool):
+                raise TypeError
+            number = kind(value)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"must be {noun} {limits}") from None
+        if not at_least <= number <= at_most or number == float("inf"):
+            raise ValueError(f"must be {noun} {limits}")
+        return number
+
+    return read
+
+
+def _positive(value: Any) -> float:
+    number: float = _number(float, 0)(value)
+    if number == 0:
+        raise ValueError("must be a number above 0")
+    return number
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("must be text")
+    return value
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).lower()
+    if text in ("true", "1", "yes", "on"):
+        return True
+    if text in ("false", "0", "no", "off"):
+        return False
+    raise ValueError("must be true or false")
+
+
+def _choice(*choices: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return str(value)
+
+    return read
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    entries = value.split(",") if isinstance(value, str) else value
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise ValueError("must be names, separated by commas")
+    return tuple(entry.strip() for entry in entries if entry.strip())
+
+
+def _backends(value: Any) -> tuple[BackendConfig, ...]:
+    """``URL[,URL...]``, or in a file a list of URLs and tables with url, api_key, verify_tls, ca_file."""
+    entries = value.split(",") if isinstance(value, str) else value
+    if not isinstance(entries, list):
+        raise ValueError("must be URLs separated by commas, or a list")
+    backends = [_backend(entry) for entry in entries if entry != ""]
+    urls = [backend.url for backend in backends]
+    twice = sorted({url for url in urls if urls.count(url) > 1})
+    if twice:
+        raise ValueError(f"names {', '.join(twice)} twice")
+    return tuple(backends)
+
+
+def _backend(entry: Any) -> BackendConfig:
+    if isinstance(entry, str):
+        return BackendConfig(entry)
+    if not isinstance(entry, dict) or not isinstance(entry.get("url"), str):
+        raise ValueError("each entry must be a URL or a table with a url")
+    unknown = sorted(set(entry) - {"url", "api_key", "verify_tls", "ca_file"})
+    if unknown:
+        raise ValueError(f"has no setting {', '.join(unknown)}; a backend has url, api_key, verify_tls, ca_file")
+    return BackendConfig(**entry)
+
+
+def _pairs(value: Any) -> dict[str, str]:
+    """``key=value`` texts, or a TOML table."""
+    if isinstance(value, dict):
+        return {
+            str(key): str(entry).lower() if isinstance(entry, bool) else str(entry) for key, entry in value.items()
+        }
+    entries = value.split(",") if isinstance(value, str) else value
+    pairs = {}
+    for entry in entries:
+        key, equals, text = entry.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"must be key=value, got {entry!r}")
+        pairs[key.strip()] = text.strip()
+    return pairs
+
+
+_seconds = _number(float, 0)
+_count = _number(int, 1)
+
+OPTIONS: tuple[Option, ...] = (
+    Option("backends", _backends, "Backends, separated by commas; http or https.", "URL[,URL...]"),
+    Option("host", _text, "Address to listen on. Default 0.0.0.0: other nodes must reach it."),
+    Option("port", _number(int, 0, 65535), "Port to listen on; 0 takes a free one. Default 8300."),
+    Option("policy", _text, "Scheduling policy; see `thunderagent policies`. Default pause-resume.", "NAME"),
+    Option("policy_options", _pairs, "An option of the policy; may be repeated.", "KEY=VALUE"),
+    Option("capacity_tokens", _count, "Usable KV tokens per backend, instead of what each reports."),
+    Option("backend_api_key", _text, "Key sent to the backends instead of the client's.", is_secret=True),
+    Option("api_token", _text, "Token that clients must send for inference and release.", is_secret=True),
+    Option("admin_token", _text, "Token for admin calls; without one they work from loopback only.", is_secret=True),
+    Option("max_hold_seconds", _seconds, "Longest wait for a place; 0: no limit. Default 1800."),
+    Option(
+        "on_hold_limit",
+        lambda value: OnHoldLimit(_choice(*(limit.value for limit in OnHoldLimit))(value)),
+        "What then: head (make room, never overcommit), force, refuse. Default head.",
+        "|".join(limit.value for limit in OnHoldLimit),
+    ),
+    Option("program_ttl_seconds", _seconds, "Idle programs are forgotten after this; 0: never. Default 3600."),
+    Option("branch_ttl_seconds", _seconds, "Idle conversations of busy programs likewise. Default 600."),
+    Option("max_held_turns", _count, "Turns that may wait at once. Default 16384."),
+    Option("max_programs", _count, "Programs tracked at once. Default 100000."),
+    Option("max_body_bytes", _count, "Largest request body. Default 67108864."),
+    Option("hold_keepalive_seconds", _seconds, "Send keep-alive bytes during holds this often. Default 0: off."),
+    Option("inject_usage", _boolean, "Ask backends for usage in streams on the client's behalf.", is_flag=True),
+    Option("identify_by", _names, "Body fields that name a program, e.g. user,prompt_cache_key.", "FIELD[,FIELD...]"),
+    Option("drain_seconds", _seconds, "How long running turns may take to finish at the end. Default 30."),
+    Option("metrics_interval_seconds", _positive, "How often backends are looked at. Default 5."),
+    Option("health_failures", _count, "Failures in a row that make a backend failed. Default 3."),
+    Option("clock_speed", _positive, "Run the scheduler's clock faster, for demos and tests. Default 1."),
+    Option("profile", _boolean, "Keep timings per program and write them as CSV.", is_flag=True),
+    Option("profile_dir", _text, "Where to. Default thunderagent_profiles."),
+    Option("log_level", _choice("debug", "info", "warning", "error"), "Default info.", "debug|info|warning|error"),
+    Option("log_format", _choice("auto", "console", "json"), "Default auto: JSON unless stderr is a terminal."),
+)
+
+
+def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str], config_file: Path | None) -> Settings:
+    """Merge the sources.
+
+    ``flags``: given options by name, None for those not given.
+
+    Raises:
+        ConfigError: naming the source, the setting and what is wrong with it.
+    """
+    from_file = {} if config_file is None else _read_file(config_file)
+    values: dict[str, Any] = {}
+    for option in OPTIONS:
+        sources = (
+            (f"option {option.flag}", flags.get(option.name)),
+            (f"environment variable {option.variable}", environment.get(option.variable) or None),
+            (f"{config_file}: {option.name}", from_file.get(option.name)),
+        )
+        for source, value in sources:
+            if value is None or value == ():
+                continue
+            try:
+                values[option.name] = option.read(list(value) if isinstance(value, tuple) else value)
+            except ValueError as error:
+                shown = "" if option.is_secret else f": {_shown(value)}"
+                raise ConfigError(f"{source} {error}{shown}") from None
+            break
+    return _build(values)
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path}: {error}") from None
+    known = {option.name for option in OPTIONS}
+    for name in found:
+        if name not in known:
+            raise ConfigError(f"config file {path}: unknown setting {name!r}")
+    return found
+
+
+def _build(values: dict[str, Any]) -> Settings:
+    key = values.pop("backend_api_key", None)
+    backends = values.pop("backends", None)
+    if not backends:
+        raise ConfigError("no backends: give --backends URL[,URL...], THUNDERAGENT_BACKENDS, or backends in --config")
+    if key is not None:
+        backends = tuple(attrs.evolve(entry, api_key=entry.api_key or key) for entry in backends)
+    scheduler = {name: values.pop(name) for name in list(values) if name in _SCHEDULER_NAMES}
+    return Settings(backends=backends, scheduler=SchedulerSettings(**scheduler), **values)

@@ -1,0 +1,123 @@
+"""Runs the router until it is told to stop: first signal drains, second ends at once."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+from ipaddress import ip_address
+
+import structlog
+from aiohttp import web
+
+from thunderagent import __version__
+from thunderagent.config import Settings
+from thunderagent.errors import ConfigError
+from thunderagent.server.app import create_app
+from thunderagent.server.state import STATE, State
+
+__all__ = ["run"]
+
+_log = structlog.get_logger("thunderagent.daemon")
+
+_CANCEL_SECONDS = 1.0
+"""How long cut-off handlers may take to clean up."""
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: the port is taken, or settings do not work out.
+    """
+    try:
+        import uvloop  # an optional extra
+    except ImportError:
+        asyncio.run(_serve(settings))
+    else:
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+        asyncio.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    app = create_app(settings)
+    state = app[STATE]
+    signals = _Signals()
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_CANCEL_SECONDS)
+    try:
+        await runner.setup()
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=2048)
+        try:
+            await site.start()
+        except OSError as error:
+            raise _listen_error(settings, error) from None
+        _say_started(settings, runner)
+        await signals.first.wait()
+        await _drain(state, signals)
+        state.is_stopping = True
+    finally:
+        await runner.cleanup()
+        signals.restore()
+    _log.info("daemon.stopped")
+
+
+class _Signals:
+    """SIGTERM and SIGINT as events: the first asks to drain, the second to stop now."""
+
+    def __init__(self) -> None:
+        self.first, self.second = asyncio.Event(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._received)
+
+    def _received(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()
+
+    def restore(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.remove_signal_handler(number)
+
+
+async def _drain(state: State, signals: _Signals) -> None:
+    """No new turns; those that run finish within the drain time, unless a second signal comes."""
+    gateway, drain_seconds = state.gateway, state.settings.drain_seconds
+    _log.info("daemon.draining", turns=len(gateway.tickets), seconds=drain_seconds)
+    gateway.drain()
+    deadline_at = asyncio.get_running_loop().time() + drain_seconds
+    while gateway.tickets and not signals.second.is_set():
+        left_seconds = deadline_at - asyncio.get_running_loop().time()
+        if left_seconds <= 0:
+            break
+        try:
+            await asyncio.wait_for(signals.second.wait(), min(0.05, left_seconds))
+        except asyncio.TimeoutError:
+            pass
+    if gateway.tickets:
+        _log.warning("daemon.turns_cut", turns=len(gateway.tickets))
+
+
+def _listen_error(settings: Settings, error: OSError) -> ConfigError:
+    where = f"{settings.host}:{settings.port}"
+    if error.errno == errno.EADDRINUSE:
+        return ConfigError(f"port {settings.port} on {settings.host} is in use; choose another with --port")
+    return ConfigError(f"cannot listen on {where}: {error.strerror or error}")
+
+
+def _say_started(settings: Settings, runner: web.AppRunner) -> None:
+    port = runner.addresses[0][1] if runner.addresses else settings.port
+    _log.info(
+        "daemon.started",
+        version=__version__,
+        url=f"http://{settings.host}:{port}",
+        policy=settings.policy,
+        backends=[backend.url for backend in settings.backends],
+    )
+    if settings.api_token is None and not _is_loopback(settings.host):
+        _log.warning("daemon.open_to_network", host=settings.host, remedy="--api-token, or --host 127.0.0.1")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

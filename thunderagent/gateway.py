@@ -1,0 +1,213 @@
+"""The asyncio driver of the scheduler: futures for turns that wait, one timer, and the effects of commands."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from itertools import count
+
+import attrs
+import structlog
+from attrs import define, field
+
+from thunderagent.clock import Clock
+from thunderagent.core import commands, events
+from thunderagent.core.commands import Command, Notice
+from thunderagent.core.events import Event
+from thunderagent.core.ids import BackendId, ProgramId, TurnId
+from thunderagent.core.scheduler import Scheduler
+from thunderagent.core.turn import TurnStatus
+from thunderagent.core.usage import Outcome, Usage
+from thunderagent.errors import RouterError, ShuttingDown, refusal
+from thunderagent.identity import Submission
+from thunderagent.telemetry.metrics import Metrics
+
+__all__ = ["Gateway", "Ticket"]
+
+_log = structlog.get_logger("thunderagent.scheduler")
+
+_NOTICE_EVENTS: dict[type[object], str] = {
+    commands.TurnHeld: "turn.held",
+    commands.ProgramAdmitted: "program.admitted",
+    commands.ProgramYielding: "program.yielding",
+    commands.ProgramPaused: "program.paused",
+    commands.ProgramMoved: "program.moved",
+    commands.ProgramForced: "program.forced",
+    commands.ProgramExpired: "program.expired",
+    commands.DecisionRejected: "policy.decision_rejected",
+    commands.PolicyFailed: "policy.failed",
+}
+_WARNINGS = (commands.DecisionRejected, commands.PolicyFailed, commands.ProgramForced)
+
+
+@define(eq=False)
+class Ticket:
+    """One turn's side of the scheduler: wait for a backend, tell how it goes, close it exactly once."""
+
+    id: TurnId
+    gateway: Gateway
+    submission: Submission
+    arrived_at: float
+    held_seconds: float = 0.0
+    _placed: asyncio.Future[BackendId] = field(init=False)
+    _is_closed: bool = False
+
+    async def place(self) -> BackendId:
+        """Wait for the backend to send the turn to.
+
+        Raises:
+            RouterError: the turn was refused; it is closed.
+        """
+        since = self.gateway.clock.now()
+        try:
+            return await self._placed
+        finally:
+            self.held_seconds += self.gateway.clock.now() - since
+
+    def progress(self, output_tokens: int) -> None:
+        """The turn streams."""
+        if not self._is_closed:
+            self.gateway.handle(events.TurnProgressed(self.id, output_tokens))
+
+    def forward_failed(self, reason: str, *, sent: bool) -> None:
+        """The backend gave no answer; ``place`` can be awaited again."""
+        self._placed = asyncio.get_running_loop().create_future()
+        self.gateway.handle(events.ForwardFailed(self.id, reason, sent))
+
+    def close(self, outcome: Outcome, usage: Usage | None = None, output_tokens: int = 0) -> None:
+        """The turn is over, however it ended; calls after the first do nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.gateway.close(self, outcome, usage, output_tokens)
+
+    def resolve(self, backend: BackendId) -> None:
+        """For the gateway: the turn has a backend."""
+        if not self._placed.done():
+            self._placed.set_result(backend)
+
+    def reject(self, error: RouterError) -> None:
+        """For the gateway: the turn is refused."""
+        if not self._placed.done():
+            self._placed.set_exception(error)
+
+    def __attrs_post_init__(self) -> None:
+        self._placed = asyncio.get_running_loop().create_future()
+
+
+@define(eq=False)
+class Gateway:
+    """The only owner of the scheduler. All methods run in the event loop's thread and none of them waits."""
+
+    scheduler: Scheduler
+    clock: Clock
+    metrics: Metrics
+    tickets: dict[TurnId, Ticket] = field(factory=dict)
+    is_draining: bool = False
+    on_command: list[Callable[[Command], None]] = field(factory=list)
+    """Called with each command and notice, after its effect."""
+    _turn_ids: count[int] = field(factory=lambda: count(1))
+    _timer: asyncio.TimerHandle | None = None
+
+    def arrive(self, submission: Submission) -> Ticket:
+        """A turn came in.
+
+        Raises:
+            ShuttingDown: the daemon drains.
+        """
+        if self.is_draining:
+            raise ShuttingDown("the router is shutting down", retry_after_seconds=5.0)
+        ticket = Ticket(TurnId(next(self._turn_ids)), self, submission, self.clock.now())
+        self.tickets[ticket.id] = ticket
+        self.handle(
+            events.TurnArrived(
+                turn=ticket.id,
+                program=submission.program,
+                branch=submission.branch,
+                model=submission.model,
+                body_bytes=len(submission.body),
+                prefixes=submission.prefixes,
+            )
+        )
+        return ticket
+
+    def release(self, program: ProgramId) -> bool:
+        """The program is over; returns whether it was known."""
+        is_known = program in self.scheduler.cluster.program_by_id
+        self.handle(events.ProgramReleased(program))
+        if is_known:
+            self.metrics.releases.inc()
+        return is_known
+
+    def drain(self) -> None:
+        """Take no more turns, and refuse those that are held."""
+        self.is_draining = True
+        for turn in list(self.scheduler.cluster.turn_by_id.values()):
+            ticket = self.tickets.get(turn.id)
+            if ticket is not None and turn.status is TurnStatus.HELD:
+                ticket.reject(ShuttingDown("the router is shutting down", retry_after_seconds=5.0))
+
+    def close(self, ticket: Ticket, outcome: Outcome, usage: Usage | None, output_tokens: int) -> None:
+        """For ``Ticket.close``."""
+        del self.tickets[ticket.id]
+        turn = self.scheduler.cluster.turn_by_id.get(ticket.id)
+        if turn is None:
+            return  # refused: the scheduler has forgotten it
+        if turn.status is TurnStatus.HELD:
+            self.handle(events.TurnAbandoned(ticket.id))
+        else:
+            self.handle(events.TurnFinished(ticket.id, outcome, usage, output_tokens))
+
+    def handle(self, event: Event) -> None:
+        """Give the scheduler an event and carry out what comes of it."""
+        now = self.clock.now()
+        try:
+            produced = self.scheduler.handle(event, now)
+        except Exception:
+            _log.exception("scheduler.failed", event_given=str(event), journal=self.scheduler.journal.lines()[-20:])
+            raise
+        self._carry_out(produced)
+        self._arm_timer()
+
+    def stop(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _carry_out(self, produced: Sequence[Command]) -> None:
+        for command in produced:
+            if isinstance(command, commands.Forward):
+                ticket = self.tickets.get(command.turn)
+                if ticket is not None:
+                    ticket.resolve(command.backend)
+            elif isinstance(command, commands.Refuse):
+                self.metrics.count_refusal(command)
+                ticket = self.tickets.get(command.turn)
+                if ticket is not None:
+                    ticket.reject(refusal(command))
+            else:
+                self.metrics.count_notice(command)
+                _log_notice(command)
+            for hook in self.on_command:
+                hook(command)
+
+    def _arm_timer(self) -> None:
+        """One timer, for the scheduler's next deadline."""
+        deadline_at = self.scheduler.next_deadline()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if deadline_at is not None:
+            delay_seconds = self.clock.wall_seconds(max(0.0, deadline_at - self.clock.now()))
+            self._timer = asyncio.get_running_loop().call_later(delay_seconds, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.handle(events.Tick())
+
+
+def _log_notice(notice: Notice) -> None:
+    log = _log.warning if isinstance(notice, _WARNINGS) else _log.debug
+    values = attrs.asdict(notice, recurse=False)
+    log(_NOTICE_EVENTS[type(notice)], **{name: getattr(value, "value", value) for name, value in values.items()})

@@ -1,0 +1,254 @@
+"""From a request to what the scheduler must know of it: program, branch, model, size; one pass over the body."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
+
+import msgspec
+from attrs import frozen
+
+from thunderagent.core.events import Prefix
+from thunderagent.core.ids import BranchId, PrefixKey, ProgramId
+from thunderagent.errors import BadProgramId, InvalidJson
+
+__all__ = ["IdentityRules", "Submission", "check_program_id", "identify"]
+
+MAX_PROGRAM_ID_BYTES = 256
+
+MAIN_BRANCH = BranchId("main")
+"""The branch of a conversation that cannot be told from others."""
+
+_PROGRAM_HEADERS = (
+    "X-Program-ID",
+    "X-Session-ID",
+    "X-Dynamo-Session-ID",
+    "x-claude-code-session-id",
+    "session-id",
+    "session_id",
+    "thread-id",
+    "x-session-affinity",
+)
+_PARENT_HEADERS = ("X-Dynamo-Parent-Session-ID", "x-codex-parent-thread-id", "x-parent-session-id")
+_BRANCH_HEADERS = ("x-claude-code-agent-id",)
+_FINAL_HEADERS = ("X-Session-Final", "X-Dynamo-Session-Final")
+
+_BEGINNING_LIMIT = 16
+"""Messages looked at for the beginning of a conversation, which is all before the first answer."""
+
+_Fields = dict[str, msgspec.Raw]
+_DECODE_FIELDS = msgspec.json.Decoder(_Fields)
+_DECODE_LIST = msgspec.json.Decoder(list[msgspec.Raw])
+_ENCODE = msgspec.json.Encoder()
+
+
+class _Message(msgspec.Struct):
+    role: str = ""
+
+
+_DECODE_MESSAGE = msgspec.json.Decoder(_Message)
+
+
+@frozen
+class IdentityRules:
+    """``shared_fields``: body fields that name a program only because the operator says so (many runs share one)."""
+
+    shared_fields: tuple[str, ...] = ()
+
+
+@frozen
+class Submission:
+    """A parsed request. ``body`` is what to send on: the client's own bytes but for the program id."""
+
+    program: ProgramId | None
+    branch: BranchId
+    model: str | None
+    is_stream: bool
+    is_final: bool
+    """The client says that this is the program's last turn."""
+    prefixes: tuple[Prefix, ...]
+    body: bytes
+    drops_usage: bool
+    """Usage was asked for on the client's behalf: its event is not for the client."""
+
+
+def check_program_id(value: object, where: str) -> ProgramId:
+    """A usable program id.
+
+    Raises:
+        BadProgramId: not text of 1 to 256 bytes without control characters.
+    """
+    if not isinstance(value, str):
+        raise BadProgramId(f"{where} must be a string, got {type(value).__name__}", param=where)
+    size_bytes = len(value.encode("utf-8", "surrogatepass"))
+    if not 0 < size_bytes <= MAX_PROGRAM_ID_BYTES:
+        raise BadProgramId(f"{where} must have 1 to {MAX_PROGRAM_ID_BYTES} bytes, got {size_bytes}", param=where)
+    if not value.isprintable():
+        raise BadProgramId(f"{where} must not contain control or unprintable characters", param=where)
+    return ProgramId(value)
+
+
+def identify(
+    path: str, headers: Mapping[str, str], body: bytes, rules: IdentityRules, *, inject_usage: bool = False
+) -> Submission:
+    """Read a request. ``path`` is the API's (``/v1/chat/completions``); ``inject_usage``: ask for usage in streams.
+
+    Raises:
+        InvalidJson: the body is not a JSON object.
+        BadProgramId: the id, wherever it came from, is unusable.
+    """
+    fields = _parse(body)
+    body_id, changed = _take_program_id(fields)
+    injected = False
+    program, branch, is_child = _program_of(body_id, headers, fields, rules)
+    is_stream = _value(fields, "stream") is True
+    if inject_usage and is_stream:
+        injected = _inject_usage(path, fields)
+    prefixes: tuple[Prefix, ...] = ()
+    if program is not None:
+        beginning, prefixes = _beginning(path, fields)
+        branch = branch or beginning
+    model = _value(fields, "model")
+    return Submission(
+        program=program,
+        branch=branch or MAIN_BRANCH,
+        model=model if isinstance(model, str) else None,
+        is_stream=is_stream,
+        is_final=not is_child and any(headers.get(name, "").lower() == "true" for name in _FINAL_HEADERS),
+        prefixes=prefixes,
+        body=_ENCODE.encode(fields) if changed or injected else body,
+        drops_usage=injected,
+    )
+
+
+def _parse(body: bytes) -> _Fields:
+    if not body:
+        raise InvalidJson("the body is empty; a JSON object is expected")
+    try:
+        return _DECODE_FIELDS.decode(body)
+    except msgspec.ValidationError:
+        raise InvalidJson("the body is not a JSON object") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidJson(f"the body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise InvalidJson("the body is nested too deeply") from None
+
+
+def _value(fields: _Fields, name: str) -> object:
+    """A small field's value; None where it is absent or not decodable."""
+    raw = fields.get(name)
+    if raw is None:
+        return None
+    try:
+        value: object = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    return value
+
+
+def _take_program_id(fields: _Fields) -> tuple[ProgramId | None, bool]:
+    """Remove ``program_id`` and ``extra_body.program_id``; the first names the program. Whether any was there."""
+    found: ProgramId | None = None
+    changed = False
+    if "program_id" in fields:
+        value, changed = _value(fields, "program_id"), True
+        found = None if value is None else check_program_id(value, "program_id")
+        del fields["program_id"]
+    extra = fields.get("extra_body")
+    if extra is not None and b"program_id" in memoryview(extra).tobytes():
+        try:
+            nested = _DECODE_FIELDS.decode(extra)
+        except msgspec.DecodeError:
+            return found, changed
+        if "program_id" in nested:
+            value, changed = _value(nested, "program_id"), True
+            if found is None and value is not None:
+                found = check_program_id(value, "extra_body.program_id")
+            del nested["program_id"]
+            if nested:
+                fields["extra_body"] = msgspec.Raw(_ENCODE.encode(nested))
+            else:
+                del fields["extra_body"]
+    return found, changed
+
+
+def _program_of(
+    body_id: ProgramId | None, headers: Mapping[str, str], fields: _Fields, rules: IdentityRules
+) -> tuple[ProgramId | None, BranchId | None, bool]:
+    """Program, branch if a header names it, and whether the request is a child session's."""
+    branch: BranchId | None = None
+    for name in _BRANCH_HEADERS:
+        if value := headers.get(name):
+            branch = BranchId(str(check_program_id(value, name)))
+    if body_id is not None:
+        return body_id, branch, False
+    for name in _PROGRAM_HEADERS:
+        named = headers.get(name)
+        if not named:
+            continue
+        session = check_program_id(named, name)
+        for parent_name in _PARENT_HEADERS:
+            parent = headers.get(parent_name)
+            if parent and parent != session:
+                return check_program_id(parent, parent_name), BranchId(str(session)), True
+        return session, branch, False
+    metadata = _value(fields, "metadata") if "metadata" in fields else None
+    if isinstance(metadata, dict) and isinstance(metadata.get("session_id"), str) and metadata["session_id"]:
+        return check_program_id(metadata["session_id"], "metadata.session_id"), branch, False
+    for name in rules.shared_fields:
+        shared = _value(fields, name)
+        if isinstance(shared, str) and shared:
+            return check_program_id(shared, name), branch, False
+    return None, branch, False
+
+
+def _inject_usage(path: str, fields: _Fields) -> bool:
+    """Ask for usage in a stream of chat or text completions that does not ask itself."""
+    if not path.endswith("/completions"):
+        return False
+    options = _value(fields, "stream_options")
+    if options is not None and not isinstance(options, dict):
+        return False
+    if options and options.get("include_usage"):
+        return False
+    fields["stream_options"] = msgspec.Raw(_ENCODE.encode({**(options or {}), "include_usage": True}))
+    return True
+
+
+def _beginning(path: str, fields: _Fields) -> tuple[BranchId, tuple[Prefix, ...]]:
+    """The conversation's fingerprint, from the raw bytes of all before its first answer, and the stretches of it
+    that other conversations may share: tools and system prompt, then the first prompt."""
+    raw = fields.get("input" if path.endswith("/responses") else "messages")
+    if raw is None or "previous_response_id" in fields:
+        return MAIN_BRANCH, ()
+    try:
+        messages = _DECODE_LIST.decode(raw)
+    except msgspec.DecodeError:
+        return MAIN_BRANCH, ()
+    digest, size_bytes = blake2b(digest_size=8), 0
+    for name in ("tools", "system", "instructions"):
+        if name in fields:
+            part = memoryview(fields[name])
+            digest.update(part)
+            size_bytes += len(part)
+    prefixes: list[Prefix] = []
+    for message, role in _until_answer(messages):
+        if role not in ("system", "developer") and size_bytes and not prefixes:
+            prefixes.append(Prefix(PrefixKey(digest.hexdigest()), size_bytes))
+            size_bytes = 0
+        digest.update(message)
+        size_bytes += len(message)
+    if size_bytes:
+        prefixes.append(Prefix(PrefixKey(digest.hexdigest()), size_bytes))
+    return BranchId(digest.hexdigest()), tuple(prefixes)
+
+
+def _until_answer(messages: list[msgspec.Raw]) -> Iterator[tuple[memoryview, str]]:
+    for message in messages[:_BEGINNING_LIMIT]:
+        try:
+            role = _DECODE_MESSAGE.decode(message).role
+        except msgspec.DecodeError:
+            role = ""
+        if role not in ("system", "developer", "user"):
+            return
+        yield memoryview(message), role

@@ -1,0 +1,68 @@
+"""Finds scheduling policies through the entry-point group ``thunderagent.policies``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+
+from thunderagent.errors import ConfigError
+from thunderagent.policy import OptionError, Policy
+
+__all__ = ["GROUP", "load_policy", "make_policy", "policy_entry_points"]
+
+GROUP = "thunderagent.policies"
+
+
+def policy_entry_points() -> dict[str, EntryPoint]:
+    """Installed policies by name.
+
+    Raises:
+        ConfigError: two distributions register different objects under one name.
+    """
+    found: dict[str, EntryPoint] = {}
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        known = found.get(entry.name)
+        if known is not None and known.value != entry.value:
+            raise ConfigError(f"two policies are named {entry.name!r}: {known.value} and {entry.value}; remove one")
+        found[entry.name] = entry
+    return found
+
+
+def load_policy(name: str) -> type[Policy]:
+    """The class of an installed policy.
+
+    Raises:
+        ConfigError: unknown (the known ones are named), not importable, or not a ``Policy``.
+    """
+    installed = policy_entry_points()
+    entry = installed.get(name)
+    if entry is None:
+        names = ", ".join(installed) or "none: is the package installed?"
+        raise ConfigError(f"unknown policy {name!r}; installed: {names}")
+    try:
+        found = entry.load()
+    except Exception as error:  # a third party's module may fail in any way
+        raise ConfigError(
+            f"policy {name!r} ({entry.value}) does not load: {type(error).__name__}: {error}"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Policy)):
+        raise ConfigError(f"policy {name!r} ({entry.value}) is not a subclass of thunderagent.policy.Policy")
+    declared = getattr(found, "name", None)
+    if declared != name:
+        raise ConfigError(f"policy {entry.value} is registered as {name!r} but its `name` is {declared!r}")
+    return found
+
+
+def make_policy(name: str, options: Mapping[str, str]) -> Policy:
+    """Build a policy from its options.
+
+    Raises:
+        ConfigError: as ``load_policy``, or an option that the policy does not take.
+    """
+    kind = load_policy(name)
+    try:
+        return kind.from_options(options)
+    except OptionError as error:
+        raise ConfigError(str(error)) from error
+    except Exception as error:  # as above
+        raise ConfigError(f"policy {name!r} does not start: {type(error).__name__}: {error}") from error

@@ -1,0 +1,253 @@
+"""What operators and clients ask about: programs, backends, health, metrics, profiles, the journal."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from thunderagent.backends import BackendConfig
+from thunderagent.core import events
+from thunderagent.core.ids import BackendId
+from thunderagent.core.invariants import violations
+from thunderagent.core.program import Program
+from thunderagent.errors import BadRequest, InvalidJson, NotFound, ProfilingOff
+from thunderagent.identity import check_program_id
+from thunderagent.server.compat import health_json, metrics_json, program_json
+from thunderagent.server.middleware import check_admin
+from thunderagent.server.state import State, state_of
+
+__all__ = ["routes"]
+
+_REMOVE_SECONDS = 30.0
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(value), content_type="application/json")
+
+
+async def _body_object(request: web.Request) -> dict[str, Any]:
+    try:
+        value = msgspec.json.decode(await request.read())
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidJson(f"the body is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidJson("the body is not a JSON object")
+    return value
+
+
+# Programs
+
+
+async def release_program(request: web.Request) -> web.Response:
+    """``POST /programs/release`` {"program_id": "x"}; an unknown id is no error."""
+    body = await _body_object(request)
+    if body.get("program_id") is None:
+        raise BadRequest("program_id is missing", param="program_id")
+    program = check_program_id(body["program_id"], "program_id")
+    return _json({"program_id": program, "released": state_of(request).gateway.release(program)})
+
+
+async def list_programs(request: web.Request) -> web.Response:
+    """``GET /programs``."""
+    state = state_of(request)
+    programs = state.gateway.scheduler.cluster.program_by_id
+    return _json({program.id: program_json(program, state) for program in programs.values()})
+
+
+async def show_program(request: web.Request) -> web.Response:
+    """``GET /programs/{id}``."""
+    return _json(program_json(_program(request), state_of(request)))
+
+
+async def delete_program(request: web.Request) -> web.Response:
+    """``DELETE /programs/{id}``: an operator's release."""
+    check_admin(request)
+    program = _program(request)
+    state_of(request).gateway.release(program.id)
+    return _json({"program_id": program.id, "released": True})
+
+
+def _program(request: web.Request) -> Program:
+    name = request.match_info["program"]
+    for program in state_of(request).gateway.scheduler.cluster.program_by_id.values():
+        if program.id == name:
+            return program
+    raise NotFound(f"no program {name!r}", param="program_id")
+
+
+# Backends
+
+
+def _backends_json(state: State) -> list[dict[str, Any]]:
+    per_backend = health_json(state)["per_backend"]
+    shown = []
+    for backend in state.gateway.scheduler.cluster.backend_by_id.values():
+        entry = state.pool.watched.get(backend.id)
+        shown.append(
+            {
+                "url": backend.id,
+                "models": None if backend.models is None else sorted(backend.models),
+                "last_error": None if entry is None else entry.last_error,
+                **per_backend[backend.id],
+            }
+        )
+    return shown
+
+
+async def list_backends(request: web.Request) -> web.Response:
+    """``GET /backends``."""
+    return _json({"backends": _backends_json(state_of(request))})
+
+
+async def add_backend(request: web.Request) -> web.Response:
+    """``POST /backends`` {"url": ..., "api_key"?: ..., "verify_tls"?: bool}."""
+    check_admin(request)
+    body, state = await _body_object(request), state_of(request)
+    unknown = sorted(set(body) - {"url", "api_key", "verify_tls"})
+    if unknown or not isinstance(body.get("url"), str):
+        raise BadRequest("a backend is an object with url, and optionally api_key and verify_tls", param="url")
+    if not isinstance(body.get("api_key"), (str, type(None))) or not isinstance(body.get("verify_tls", True), bool):
+        raise BadRequest("api_key must be text and verify_tls true or false")
+    try:
+        config = BackendConfig(**body)
+    except ValueError as error:
+        raise BadRequest(str(error), param="url") from None
+    if config.id in state.pool.watched:
+        raise BadRequest(f"{config.id} is there already", param="url")
+    entry = state.pool.add(config)
+    try:
+        await asyncio.wait_for(entry.first_look.wait(), _REMOVE_SECONDS)
+    except asyncio.TimeoutError:
+        pass
+    return _json({"backends": _backends_json(state)}, status=201)
+
+
+async def delete_backend(request: web.Request) -> web.Response:
+    """``DELETE /backends?url=...[&drain_seconds=N]``: take no more turns, let those that run finish, remove it."""
+    check_admin(request)
+    state = state_of(request)
+    url = request.query.get("url", "")
+    try:
+        backend = BackendConfig(url).id
+        drain_seconds = float(request.query.get("drain_seconds", _REMOVE_SECONDS))
+    except ValueError as error:
+        raise BadRequest(str(error), param="url") from None
+    if backend not in state.pool.watched:
+        raise NotFound(f"no backend {backend}", param="url")
+    state.gateway.handle(events.BackendDraining(backend))
+    finished = await _drained(state, backend, drain_seconds)
+    if backend in state.pool.watched:
+        await state.pool.remove(backend)
+        state.metrics.forget_backend(backend)
+    return _json({"url": backend, "removed": True, "drained": finished})
+
+
+async def _drained(state: State, backend: BackendId, drain_seconds: float) -> bool:
+    """Wait until no turn runs there; False when the time was over first."""
+    deadline_at = asyncio.get_running_loop().time() + max(0.0, drain_seconds)
+    while True:
+        entry = state.gateway.scheduler.cluster.backend_by_id.get(backend)
+        if entry is None or not entry.forwarded:
+            return True
+        if asyncio.get_running_loop().time() >= deadline_at:
+            return False
+        await asyncio.sleep(0.05)
+
+
+# Health and metrics
+
+
+async def health(request: web.Request) -> web.Response:
+    """``GET /health``: 200 while the daemon lives."""
+    return _json(health_json(state_of(request)))
+
+
+async def livez(request: web.Request) -> web.Response:
+    """``GET /livez``: the process answers."""
+    return _json({"status": "ok"})
+
+
+async def readyz(request: web.Request) -> web.Response:
+    """``GET /readyz``: 200 while turns are taken and a backend is there for them."""
+    state = state_of(request)
+    has_backend = bool(state.gateway.scheduler.cluster.backends)
+    is_ready = state.is_ready and has_backend and not state.gateway.is_draining
+    why = "ok" if is_ready else "draining" if state.gateway.is_draining else "no backend takes turns"
+    return _json({"status": why}, status=200 if is_ready else 503)
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """``GET /metrics``: Prometheus text, or the published JSON with ``Accept: application/json``."""
+    state = state_of(request)
+    if "application/json" in request.headers.get("Accept", ""):
+        return _json(metrics_json(state))
+    return web.Response(body=state.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def list_profiles(request: web.Request) -> web.Response:
+    """``GET /profiles``."""
+    profiler = state_of(request).profiler
+    if profiler is None:
+        raise ProfilingOff("profiling is off; start with --profile")
+    return _json(profiler.profiles())
+
+
+async def show_profile(request: web.Request) -> web.Response:
+    """``GET /profiles/{id}``."""
+    profiler = state_of(request).profiler
+    if profiler is None:
+        raise ProfilingOff("profiling is off; start with --profile")
+    name = request.match_info["program"]
+    found = profiler.profile(check_program_id(name, "program_id"))
+    if found is None:
+        raise NotFound(f"no profile of program {name!r}", param="program_id")
+    return _json(found)
+
+
+# Inside
+
+
+async def journal(request: web.Request) -> web.Response:
+    """``GET /debug/journal``: the last events and what came of them. No prompts in it, but program ids."""
+    check_admin(request)
+    return _json({"entries": state_of(request).gateway.scheduler.journal.lines()})
+
+
+async def invariants(request: web.Request) -> web.Response:
+    """``GET /debug/invariants``: recount everything; 500 with the differences if there are any."""
+    check_admin(request)
+    found = violations(state_of(request).gateway.scheduler.cluster)
+    return _json({"violations": found}, status=500 if found else 200)
+
+
+async def dashboard(request: web.Request) -> web.Response:
+    """``GET /``: a page that shows the live state."""
+    page = files("thunderagent.server").joinpath("dashboard.html").read_text(encoding="utf-8")
+    return web.Response(text=page, content_type="text/html")
+
+
+def routes() -> list[web.RouteDef]:
+    """All of the above."""
+    return [
+        web.post("/programs/release", release_program),
+        web.get("/programs", list_programs),
+        web.get("/programs/{program}", show_program),
+        web.delete("/programs/{program}", delete_program),
+        web.get("/backends", list_backends),
+        web.post("/backends", add_backend),
+        web.delete("/backends", delete_backend),
+        web.get("/health", health),
+        web.get("/livez", livez),
+        web.get("/readyz", readyz),
+        web.get("/metrics", metrics),
+        web.get("/profiles", list_profiles),
+        web.get("/profiles/{program}", show_profile),
+        web.get("/debug/journal", journal),
+        web.get("/debug/invariants", invariants),
+        web.get("/", dashboard),
+    ]

@@ -1,0 +1,87 @@
+"""Builds the aiohttp application of a daemon from its settings."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+
+from thunderagent.backends import BackendPool, WatchSettings
+from thunderagent.clock import Clock, MonotonicClock, ScaledClock
+from thunderagent.config import Settings
+from thunderagent.core.scheduler import Scheduler
+from thunderagent.gateway import Gateway
+from thunderagent.registry import make_policy
+from thunderagent.server.admin import routes
+from thunderagent.server.inference import APIS, handle_turn
+from thunderagent.server.middleware import middlewares
+from thunderagent.server.state import STATE, State
+from thunderagent.server.unscheduled import UNSCHEDULED_PATHS, handle_unscheduled, list_models, show_model
+from thunderagent.telemetry.metrics import Metrics
+from thunderagent.telemetry.profile import Profiler
+
+__all__ = ["create_app"]
+
+_log = structlog.get_logger("thunderagent.server")
+
+_FIRST_LOOK_SECONDS = 10.0
+"""How long the start may wait for the backends to be looked at: the first turns then find models and capacity."""
+
+
+def create_app(settings: Settings, clock: Clock | None = None) -> web.Application:
+    """The application; run it with ``handler_cancellation=True``, so that a client's leaving ends its turn.
+
+    Raises:
+        ConfigError: the policy is unknown, or does not take its options.
+    """
+    if clock is None:
+        clock = MonotonicClock() if settings.clock_speed == 1 else ScaledClock(settings.clock_speed)
+    scheduler = Scheduler(make_policy(settings.policy, settings.policy_options), settings.scheduler)
+    metrics = Metrics(scheduler.cluster)
+    gateway = Gateway(scheduler, clock, metrics)
+    watch = WatchSettings(
+        interval_seconds=settings.metrics_interval_seconds,
+        failed_interval_seconds=min(1.0, settings.metrics_interval_seconds),
+        failures=settings.health_failures,
+        capacity_tokens=settings.capacity_tokens,
+    )
+    profiler = Profiler(Path(settings.profile_dir)) if settings.profile else None
+    app = web.Application(middlewares=middlewares, client_max_size=settings.max_body_bytes)
+    app[STATE] = State(settings, gateway, BackendPool(watch, gateway.handle), metrics, profiler)
+    app.cleanup_ctx.extend((_profiling, _watching))
+    app.add_routes([web.post(path, handle_turn) for path in APIS])
+    app.add_routes([web.post(path, handle_unscheduled) for path in UNSCHEDULED_PATHS])
+    app.add_routes([web.get("/v1/models", list_models), web.get("/v1/models/{model:.+}", show_model)])
+    app.add_routes(routes())
+    return app
+
+
+async def _profiling(app: web.Application) -> AsyncIterator[None]:
+    profiler = app[STATE].profiler
+    if profiler is not None:
+        profiler.open()
+    yield
+    if profiler is not None:
+        profiler.close()
+
+
+async def _watching(app: web.Application) -> AsyncIterator[None]:
+    state = app[STATE]
+    for config in state.settings.backends:
+        state.pool.add(config)
+    await state.pool.wait_first_looks(_FIRST_LOOK_SECONDS)
+    for backend in state.gateway.scheduler.cluster.backend_by_id.values():
+        entry = state.pool.watched[backend.id]
+        if entry.observed_at is None:
+            _log.warning("backend.not_reached", backend=backend.id, error=entry.last_error)
+        elif backend.capacity_tokens is None:
+            _log.warning(
+                "backend.capacity_unknown", backend=backend.id, remedy="--capacity-tokens; nothing is held for it"
+            )
+    state.is_ready = True
+    yield
+    state.is_ready = False
+    state.gateway.stop()
+    await state.pool.close()

@@ -1,0 +1,158 @@
+"""The JSON of ``/health``, ``/programs`` and ``/metrics`` as the published router answers it, with more fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from thunderagent import __version__
+from thunderagent.core.backend import Backend
+from thunderagent.core.cluster import Cluster
+from thunderagent.core.program import Program, Standing, Status
+from thunderagent.server.state import State
+
+__all__ = ["health_json", "metrics_json", "program_json"]
+
+_STATES = {Status.ADMITTED: "active", Status.YIELDING: "active", Status.PAUSED: "paused", Status.NEW: "paused"}
+_SCHEDULING_POLICIES = ("round-robin", "affinity")
+"""Those that never hold: what the published router calls its mode ``default``."""
+
+
+def program_json(program: Program, state: State) -> dict[str, Any]:
+    """One program; ``state`` is the published word, ``scheduling_status`` the exact one."""
+    cluster = state.gateway.scheduler.cluster
+    shown: dict[str, Any] = {
+        "backend": None if program.place is None else program.place.id,
+        "context_len": program.context_bytes,
+        "total_tokens": program.total_tokens,
+        "step_count": program.turns_finished,
+        "status": "reasoning" if program.forwarded or program.held else "acting",
+        "state": _STATES[program.status],
+        "scheduling_status": program.status.value,
+        "footprint_tokens": cluster.footprint_tokens(program),
+        "turns_running": len(program.forwarded),
+        "turns_held": len(program.held),
+        "conversations": len(program.branches),
+        "waiting_seconds": _since(cluster, program.waiting_since),
+        "idle_seconds": _since(cluster, program.idle_since if program.is_idle else None),
+    }
+    if state.profiler is not None:
+        shown["profile"] = state.profiler.profile(program.id)
+    return shown
+
+
+def health_json(state: State) -> dict[str, Any]:
+    """Counts of programs, overall and by backend."""
+    cluster = state.gateway.scheduler.cluster
+    programs = list(cluster.program_by_id.values())
+    reasoning = sum(1 for program in programs if program.forwarded or program.held)
+    policy = state.settings.policy
+    is_scheduling = policy not in _SCHEDULING_POLICIES
+    return {
+        "status": "draining" if state.gateway.is_draining else "ok",
+        "version": __version__,
+        "policy": policy,
+        "router_mode": "tr" if is_scheduling else "default",
+        "scheduling_enabled": is_scheduling,
+        "backends": list(cluster.backend_by_id),
+        "programs_count": len(programs),
+        "reasoning_count": reasoning,
+        "acting_count": len(programs) - reasoning,
+        "paused_count": sum(1 for program in programs if _STATES[program.status] == "paused"),
+        "turns_held": cluster.queue.turn_count,
+        "turns_running": sum(backend.turn_count for backend in cluster.backend_by_id.values()),
+        "per_backend": {backend.id: _backend_health(backend, programs) for backend in cluster.backend_by_id.values()},
+        "profile_enabled": state.profiler is not None,
+    }
+
+
+def _backend_health(backend: Backend, programs: list[Program]) -> dict[str, Any]:
+    paused = sum(1 for program in programs if program.place is None and program.origin == backend.id)
+    reasoning = backend.count(Standing.REASONING) + backend.count(Standing.YIELDING)
+    return {
+        "total": backend.program_count + paused,
+        "reasoning": reasoning,
+        "acting": backend.count(Standing.ACTING),
+        "paused": paused,
+        "marked_for_pause": backend.count(Standing.YIELDING),
+        "future_paused_tokens": backend.yielding_tokens,
+        "available": backend.is_available,
+        "healthy": backend.is_healthy,
+        "draining": backend.is_draining,
+        "capacity_tokens": backend.capacity_tokens,
+        "accounted_tokens": backend.accounted_tokens,
+        "turns_running": backend.turn_count,
+    }
+
+
+def metrics_json(state: State) -> dict[str, Any]:
+    """The published form of ``GET /metrics``."""
+    cluster = state.gateway.scheduler.cluster
+    return {
+        "metrics_enabled": True,
+        "metrics_interval": state.settings.metrics_interval_seconds,
+        "backends": {backend.id: _backend_metrics(state, backend) for backend in cluster.backend_by_id.values()},
+    }
+
+
+def _backend_metrics(state: State, backend: Backend) -> dict[str, Any]:
+    reasoning_tokens = backend.reasoning_tokens + backend.yielding_tokens + backend.guest_tokens
+    active_tokens, capacity_tokens = backend.accounted_tokens, backend.capacity_tokens
+    entry = state.pool.watched.get(backend.id)
+    paused = [
+        program for program in state.gateway.scheduler.cluster.paused_by_id.values() if program.origin == backend.id
+    ]
+    overflow_tokens = 0 if capacity_tokens is None else max(0, active_tokens - capacity_tokens)
+    return {
+        "url": backend.id,
+        "healthy": backend.is_healthy,
+        "monitoring": entry is not None,
+        "active_program_tokens": active_tokens,
+        "reasoning_program_tokens": reasoning_tokens,
+        "acting_program_tokens": backend.acting_tokens,
+        "active_program_count": backend.program_count,
+        "reasoning_program_count": backend.count(Standing.REASONING) + backend.count(Standing.YIELDING),
+        "acting_program_count": backend.count(Standing.ACTING),
+        "active_program_tokens_ratio": None if not capacity_tokens else active_tokens / capacity_tokens,
+        "total_program_tokens": active_tokens + sum(program.kept_tokens for program in paused),
+        "paused_program_count": len(paused),
+        "future_paused_tokens": backend.yielding_tokens,
+        "shared_tokens": backend.shared_tokens,
+        "buffer_per_program": getattr(state.gateway.scheduler.policy, "buffer_tokens", 0),
+        "capacity_overflow": overflow_tokens,
+        "cache_config": _cache_config(entry, capacity_tokens),
+        "metrics": _engine_metrics(entry),
+    }
+
+
+def _cache_config(entry: Any, capacity_tokens: int | None) -> dict[str, Any]:
+    seen = None if entry is None else entry.observation
+    return {
+        "block_size": getattr(seen, "block_size", None),
+        "num_gpu_blocks": getattr(seen, "num_gpu_blocks", None),
+        "total_tokens_capacity": capacity_tokens,
+    }
+
+
+def _engine_metrics(entry: Any) -> dict[str, Any] | None:
+    seen = None if entry is None else entry.observation
+    if seen is None:
+        return None
+    queries, hits = seen.prefix_cache_queries, seen.prefix_cache_hits
+    return {
+        "num_requests_running": seen.running,
+        "num_requests_waiting": seen.waiting,
+        "kv_cache_usage_perc": seen.kv_usage_ratio,
+        "prefix_cache_hit_rate": hits / queries if hits is not None and queries else None,
+        "prefix_cache_queries": queries,
+        "prefix_cache_hits": hits,
+        "prompt_tokens_total": seen.prompt_tokens,
+        "generation_tokens_total": seen.generation_tokens,
+        "num_preemptions": seen.preemptions,
+        "requests_completed": seen.completed_requests,
+        "last_updated": entry.observed_at,
+        "history_size": 1,
+    }
+
+
+def _since(cluster: Cluster, at: float | None) -> float | None:
+    return None if at is None else round(max(0.0, cluster.now - at), 3)

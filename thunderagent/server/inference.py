@@ -1,0 +1,186 @@
+"""A scheduled turn, from the request's first byte to the answer's last: read top-down."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import aiohttp
+import structlog
+from aiohttp import web
+from attrs import define, field
+
+from thunderagent.core.ids import BackendId
+from thunderagent.core.usage import Outcome, Usage
+from thunderagent.errors import RouterError
+from thunderagent.gateway import Ticket
+from thunderagent.identity import IdentityRules, Submission, identify
+from thunderagent.server.holding import HeldAnswer
+from thunderagent.server.state import State, state_of
+from thunderagent.telemetry.profile import TurnTiming
+from thunderagent.upstream.client import ForwardFailed
+from thunderagent.upstream.headers import request_headers
+from thunderagent.upstream.relay import RelayResult, relay
+from thunderagent.upstream.usage import Api
+
+__all__ = ["APIS", "handle_turn"]
+
+_log = structlog.get_logger("thunderagent.turns")
+
+APIS: dict[str, Api] = {
+    "/v1/chat/completions": Api.CHAT,
+    "/v1/completions": Api.COMPLETIONS,
+    "/v1/responses": Api.RESPONSES,
+    "/v1/messages": Api.MESSAGES,
+    "/chat/completions": Api.CHAT,
+    "/completions": Api.COMPLETIONS,
+}
+"""Scheduled paths. Those without /v1 are for clients whose base URL lacks it; backends get them with /v1."""
+
+
+async def handle_turn(request: web.Request) -> web.StreamResponse:
+    """Identify the turn, wait for its place, relay the answer, account for it exactly once."""
+    state = state_of(request)
+    body = await request.read()
+    rules = IdentityRules(state.settings.identify_by)
+    submission = identify(request.path, request.headers, body, rules, inject_usage=state.settings.inject_usage)
+    ticket = state.gateway.arrive(submission)
+    run = _Run(state, request, submission, ticket)
+    try:
+        return await run.answer()
+    finally:
+        run.account()
+
+
+@define(eq=False)
+class _Run:
+    """One turn under way."""
+
+    state: State
+    request: web.Request
+    submission: Submission
+    ticket: Ticket
+    arrived_at: float = field(factory=time.monotonic)
+    forwarded_at: float | None = None
+    backend: BackendId | None = None
+    outcome: Outcome = Outcome.CLIENT_GONE
+    usage: Usage | None = None
+    output_chunks: int = 0
+    status: int | None = None
+    first_byte_at: float | None = None
+    error: str | None = None
+    _is_refused: bool = False
+
+    async def answer(self) -> web.StreamResponse:
+        """The answer, whoever gives it: a backend, or the router with an error."""
+        api = APIS[self.request.path]
+        held = HeldAnswer(self.request, api, self.submission.is_stream, self.state.settings.hold_keepalive_seconds)
+        try:
+            upstream = await self._open(held)
+            result = await relay(
+                upstream,
+                self.request,
+                api=api,
+                drop_usage_event=self.submission.drops_usage,
+                on_progress=self.ticket.progress,
+                response=held.started,
+            )
+        except RouterError as error:
+            self.status, self.error, self._is_refused = error.status, error.code, True
+            return await held.fail(error)
+        except asyncio.CancelledError:
+            if self.state.is_stopping:
+                self.outcome = Outcome.SHUTDOWN
+            raise
+        self._take(result)
+        return result.response
+
+    async def _open(self, held: HeldAnswer) -> aiohttp.ClientResponse:
+        """A backend's answer begun; backends that give none are passed over as long as the scheduler allows."""
+        path = _backend_path(self.request)
+        while True:
+            self.backend = backend = await held.place(self.ticket)
+            self.forwarded_at = time.monotonic()
+            entry = self.state.pool.watched.get(backend)
+            if entry is None:
+                self.ticket.forward_failed("the backend was removed", sent=False)
+                continue
+            headers = request_headers(
+                self.request.headers,
+                program_id=self.submission.program,
+                backend_key=entry.config.api_key,
+                forward_credentials=self.state.settings.api_token is None,
+            )
+            headers.popall("Content-Encoding", None)
+            try:
+                upstream = await entry.client.open("POST", path, self.submission.body, headers)
+            except ForwardFailed as failure:
+                _log.warning(
+                    "turn.forward_failed",
+                    turn=self.ticket.id,
+                    backend=backend,
+                    reason=failure.reason,
+                    sent=failure.sent,
+                )
+                self.state.metrics.forward_failures.labels(backend).inc()
+                self.state.pool.note_failure(backend, failure)
+                self.ticket.forward_failed(str(failure), sent=failure.sent)
+            else:
+                self.state.pool.note_answer(backend)
+                return upstream
+
+    def _take(self, result: RelayResult) -> None:
+        self.outcome, self.usage, self.output_chunks = result.outcome, result.usage, result.output_chunks
+        self.status, self.first_byte_at, self.error = result.status, result.first_byte_at, result.broken
+
+    def account(self) -> None:
+        """Close the ticket, and tell: one line, the metrics, the profile."""
+        self.ticket.close(self.outcome, self.usage, self.output_chunks)
+        if self.submission.is_final and self.submission.program is not None:
+            self.state.gateway.release(self.submission.program)
+        ended_at = time.monotonic()
+        outcome = self.outcome.value
+        if self._is_refused:
+            outcome = "refused"
+            self.state.metrics.turns.labels(outcome).inc()
+        elif self.backend is not None and self.forwarded_at is not None:
+            self._measure(self.backend, self.forwarded_at, ended_at)
+        else:
+            self.state.metrics.turns.labels(outcome).inc()
+        _log.info(
+            "turn.finished",
+            turn=self.ticket.id,
+            program=self.submission.program,
+            branch=self.submission.branch,
+            model=self.submission.model,
+            backend=self.backend,
+            status=self.status,
+            outcome=outcome,
+            error=self.error,
+            held_seconds=round(self.ticket.held_seconds, 3),
+            first_byte_seconds=None if self.first_byte_at is None else round(self.first_byte_at - self.arrived_at, 3),
+            total_seconds=round(ended_at - self.arrived_at, 3),
+            body_bytes=len(self.submission.body),
+            prompt_tokens=None if self.usage is None else self.usage.prompt_tokens,
+            cached_tokens=None if self.usage is None else self.usage.cached_tokens,
+            completion_tokens=None if self.usage is None else self.usage.completion_tokens,
+        )
+
+    def _measure(self, backend: BackendId, forwarded_at: float, ended_at: float) -> None:
+        first_byte_at = self.first_byte_at
+        self.state.metrics.count_turn(
+            backend,
+            self.outcome,
+            self.usage,
+            held_seconds=self.ticket.held_seconds,
+            first_byte_seconds=None if first_byte_at is None else first_byte_at - self.arrived_at,
+            total_seconds=ended_at - self.arrived_at,
+        )
+        if self.state.profiler is not None and self.submission.program is not None:
+            timing = TurnTiming(self.arrived_at, forwarded_at, first_byte_at, ended_at)
+            self.state.profiler.record(self.submission.program, timing, self.usage)
+
+
+def _backend_path(request: web.Request) -> str:
+    target = request.rel_url.raw_path_qs
+    return target if target.startswith("/v1/") else "/v1" + target

@@ -1,0 +1,125 @@
+"""Around every handler: errors become OpenAI-shaped JSON, and tokens are checked."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from thunderagent.errors import (
+    BadRequest,
+    BodyTooLarge,
+    Forbidden,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    RouterError,
+    Unauthorized,
+)
+from thunderagent.server.state import state_of
+
+__all__ = ["check_admin", "error_response", "middlewares"]
+
+_log = structlog.get_logger("thunderagent.server")
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_OPEN_PATHS = ("/health", "/livez", "/readyz", "/metrics", "/")
+"""Answered without a client token: orchestrators and Prometheus have none. They show no program id."""
+
+
+def error_response(error: RouterError, path: str) -> web.Response:
+    """The answer for an error, in the shape of the API that was called."""
+    if path.startswith("/v1/messages"):
+        kind = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error"}
+        inner = {"type": kind.get(error.status, "api_error"), "message": error.message, "code": error.code}
+        body: dict[str, object] = {"type": "error", "error": inner}
+    else:
+        plain = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+        body = {"error": plain}
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
+    return web.Response(
+        status=error.status, body=msgspec.json.encode(body), content_type="application/json", headers=headers
+    )
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except RouterError as error:
+        return error_response(error, request.path)
+    except web.HTTPException as error:
+        return error_response(_translated(error, request), request.path)
+    except ConnectionError:
+        raise
+    except Exception:
+        _log.exception("request.failed", method=request.method, path=request.path)
+        return error_response(InternalError("internal error of the router; its log says more"), request.path)
+
+
+def _translated(error: web.HTTPException, request: web.Request) -> RouterError:
+    if isinstance(error, web.HTTPNotFound):
+        return NotFound(f"no such path: {request.path}")
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return MethodNotAllowed(f"{request.path} takes {', '.join(sorted(error.allowed_methods))}")
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        limit = state_of(request).settings.max_body_bytes
+        return BodyTooLarge(f"the body is over {limit} bytes; --max-body-bytes sets the limit")
+    if error.status < 500:
+        return BadRequest(error.text or error.reason)
+    return InternalError(error.reason)
+
+
+@web.middleware
+async def _tokens(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    token = state_of(request).settings.api_token
+    if token is not None and request.path not in _OPEN_PATHS and not _has_any_token(request):
+        raise Unauthorized("missing or wrong token: send Authorization: Bearer TOKEN")
+    return await handler(request)
+
+
+def _has_any_token(request: web.Request) -> bool:
+    settings = state_of(request).settings
+    return any(token is not None and _sent(request, token) for token in (settings.api_token, settings.admin_token))
+
+
+def _sent(request: web.Request, token: str) -> bool:
+    """Whether the request carries the token; compared in constant time."""
+    given = request.headers.get("Authorization", "")
+    scheme, _, value = given.partition(" ")
+    if scheme.lower() != "bearer":
+        value = request.headers.get("x-api-key", "")
+    return hmac.compare_digest(value.strip().encode("utf-8", "replace"), token.encode())
+
+
+def check_admin(request: web.Request) -> None:
+    """Let an admin call pass.
+
+    Raises:
+        Unauthorized: an admin token is configured and the request does not carry it.
+        Forbidden: none is configured and the request comes from another host.
+    """
+    token = state_of(request).settings.admin_token
+    if token is not None:
+        if not _sent(request, token):
+            raise Unauthorized("missing or wrong admin token: send Authorization: Bearer TOKEN")
+    elif not _is_loopback(request.remote):
+        raise Forbidden("admin calls are answered from loopback only unless --admin-token is set")
+
+
+def _is_loopback(remote: str | None) -> bool:
+    try:
+        address = ip_address((remote or "").partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+middlewares = (_errors, _tokens)

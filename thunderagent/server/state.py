@@ -1,0 +1,36 @@
+"""What the request handlers share."""
+
+from __future__ import annotations
+
+from aiohttp import web
+from attrs import define
+
+from thunderagent.backends import BackendPool
+from thunderagent.config import Settings
+from thunderagent.gateway import Gateway
+from thunderagent.telemetry.metrics import Metrics
+from thunderagent.telemetry.profile import Profiler
+
+__all__ = ["STATE", "State", "state_of"]
+
+
+@define(eq=False)
+class State:
+    """One daemon's parts. ``is_ready``: backends were looked at and turns are taken."""
+
+    settings: Settings
+    gateway: Gateway
+    pool: BackendPool
+    metrics: Metrics
+    profiler: Profiler | None
+    is_ready: bool = False
+    is_stopping: bool = False
+    """The drain is over: what is cancelled now is cut by the shutdown, not by its client."""
+
+
+STATE: web.AppKey[State] = web.AppKey("state", State)
+
+
+def state_of(request: web.Request) -> State:
+    """The daemon that serves this request."""
+    return request.app[STATE]

@@ -1,0 +1,323 @@
+"""The byte relay: a backend's answer goes to the client as it arrives, and what it says of itself is noted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+
+import aiohttp
+from aiohttp import web
+from attrs import define, frozen
+from multidict import CIMultiDict
+
+from thunderagent.core.usage import Outcome, Usage
+from thunderagent.upstream.errors import BACKEND_DISCONNECTED, body_as_event, error_body, error_event
+from thunderagent.upstream.headers import response_headers
+from thunderagent.upstream.sse import EventSplitter, split_events
+from thunderagent.upstream.usage import Api, StreamObserver, is_usage_only_event, read_body
+
+__all__ = ["RelayResult", "relay"]
+
+_PROGRESS_SECONDS = 1.0
+# After the API's last event nothing of worth follows; a backend that then keeps the connection open is let go.
+_LINGER_SECONDS = 5.0
+# A whole body is held back up to this size, so that one cut short becomes a clean 502; a longer one is passed on.
+_MAX_HELD_BODY_BYTES = 16 * 1024 * 1024
+# How long a cut connection may take to deliver the error event to a slow client.
+_CUT_SECONDS = 10.0
+_BROKEN = "The backend's answer broke off before its end."
+_STREAM_TYPE = "text/event-stream"
+# How a body that breaks off shows: truncated or malformed framing, a reset, silence after the end.
+_READ_ERRORS = (aiohttp.ClientError, OSError, asyncio.TimeoutError)
+
+
+@frozen
+class RelayResult:
+    """How an answer went.
+
+    Attributes:
+        outcome: COMPLETED, BACKEND_REJECTED (3xx, 4xx) or BACKEND_ERROR (5xx, an error inside the answer, an answer
+            that broke off).
+        usage: None where the backend gave none that can be read.
+        output_chunks: stream events that brought output, an estimate of the output tokens; 0 for whole bodies.
+        status: the backend's status.
+        first_byte_at: the clock when the first byte of the body was there; None for an empty body.
+        body_bytes: what the backend sent of the body.
+        broken: why the answer broke off, for the log; None where it was whole.
+        response: for the handler to return; all of it was written, or the connection cut.
+    """
+
+    outcome: Outcome
+    usage: Usage | None
+    output_chunks: int
+    status: int
+    first_byte_at: float | None
+    body_bytes: int
+    broken: str | None
+    response: web.StreamResponse
+
+
+async def relay(
+    upstream: aiohttp.ClientResponse,
+    request: web.Request,
+    *,
+    api: Api,
+    drop_usage_event: bool = False,
+    on_progress: Callable[[int], None] | None = None,
+    response: web.StreamResponse | None = None,
+    extra_headers: Mapping[str, str] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> RelayResult:
+    """Pass a backend's answer on to the client, whole or as a stream, and say how it went.
+
+    A stream that breaks is closed off with an error event and the connection is cut, so that no client takes it for
+    complete. A whole body that breaks becomes a 502, code ``backend_disconnected``.
+
+    Args:
+        upstream: an answer whose header is there; it is read to its end, or closed.
+        drop_usage_event: remove the last usage-only event of chat and completions (the router asked for it, the
+            client did not). Events are then passed one by one.
+        on_progress: called with the output tokens so far, at most once a second, while a stream runs.
+        response: an answer already begun with status 200 (bytes were sent to keep a waiting client alive); an error
+            is then told in the body.
+        extra_headers: set on the answer, replacing the backend's.
+
+    Raises:
+        ConnectionError: the client left. The backend's connection was closed, which makes vLLM drop the request.
+        CancelledError: likewise.
+    """
+    run = _Relay(upstream, request, api, response, extra_headers, on_progress, clock)
+    try:
+        if upstream.status < 400 and upstream.content_type == _STREAM_TYPE:
+            return await run.stream(drop_usage_event=drop_usage_event)
+        return await run.whole()
+    except BaseException:
+        upstream.close()
+        raise
+
+
+@define(eq=False)
+class _Relay:
+    """The state of one answer under way."""
+
+    upstream: aiohttp.ClientResponse
+    request: web.Request
+    api: Api
+    started: web.StreamResponse | None
+    extra_headers: Mapping[str, str] | None
+    on_progress: Callable[[int], None] | None
+    clock: Callable[[], float]
+    first_byte_at: float | None = None
+    body_bytes: int = 0
+    broken: str | None = None
+
+    async def stream(self, *, drop_usage_event: bool) -> RelayResult:
+        plain = "Content-Encoding" not in self.upstream.headers
+        observer = StreamObserver(self.api) if plain and self.api is not Api.OTHER else None
+        response = self.started
+        if response is None:
+            response = web.StreamResponse(
+                status=self.upstream.status, reason=self.upstream.reason, headers=self._headers()
+            )
+            await response.prepare(self.request)
+        elif not plain:
+            return await self._refuse_started(response)
+        if drop_usage_event and observer is not None and self.api in (Api.CHAT, Api.COMPLETIONS):
+            await self._pump_events(response, observer)
+        else:
+            await self._pump(response, observer)
+        return await self._end_stream(response, observer, plain)
+
+    async def _pump(self, response: web.StreamResponse, observer: StreamObserver | None) -> None:
+        """Bytes out as they come in: this loop is what a stream costs."""
+        read, write, clock = self.upstream.content.readany, response.write, self.clock
+        reporting = self.on_progress is not None and observer is not None
+        progress_due_at = clock() + _PROGRESS_SECONDS
+        while True:
+            try:
+                chunk = await read()
+            except _READ_ERRORS as error:
+                self._note_broken(error)
+                return
+            if not chunk:
+                return
+            await write(chunk)
+            self._count(chunk)
+            if observer is None:
+                continue
+            observer.feed(chunk)
+            if reporting and (now := clock()) >= progress_due_at:
+                progress_due_at = now + _PROGRESS_SECONDS
+                self._report(observer)
+            if observer.finished:
+                read = self._read_lingering
+
+    async def _pump_events(self, response: web.StreamResponse, observer: StreamObserver) -> None:
+        """As :meth:`_pump`, holding back at most one unfinished event, to leave out the usage-only one."""
+        splitter = EventSplitter()
+        progress_due_at = self.clock() + _PROGRESS_SECONDS
+        while True:
+            try:
+                chunk = await (self._read_lingering() if observer.finished else self.upstream.content.readany())
+            except _READ_ERRORS as error:
+                self._note_broken(error)
+                break
+            if not chunk:
+                break
+            self._count(chunk)
+            block = splitter.feed(chunk)
+            passed = splitter.released + _without_usage_event(block)
+            if passed:
+                await response.write(passed)
+            observer.feed(chunk)
+            if self.on_progress is not None and (now := self.clock()) >= progress_due_at:
+                progress_due_at = now + _PROGRESS_SECONDS
+                self._report(observer)
+        tail = splitter.finish()
+        if tail and not is_usage_only_event(tail):
+            await response.write(tail)
+
+    async def _read_lingering(self) -> bytes:
+        return await asyncio.wait_for(self.upstream.content.readany(), _LINGER_SECONDS)
+
+    def _count(self, chunk: bytes) -> None:
+        if self.first_byte_at is None:
+            self.first_byte_at = self.clock()
+        self.body_bytes += len(chunk)
+
+    def _note_broken(self, error: Exception) -> None:
+        self.broken = str(error) or type(error).__name__
+        self.upstream.close()
+
+    def _report(self, observer: StreamObserver) -> None:
+        if self.on_progress is not None:
+            self.on_progress(observer.output_tokens)
+
+    async def _end_stream(
+        self, response: web.StreamResponse, observer: StreamObserver | None, plain: bool
+    ) -> RelayResult:
+        if observer is not None:
+            observer.finish()
+            if observer.finished:
+                self.broken = None
+            elif self.broken is None and not observer.failed and not observer.oversized:
+                self.broken = "the stream ended without its last event"
+        if self.broken is None:
+            await response.write_eof()
+        else:
+            await self._cut(response, error_event(self.api, BACKEND_DISCONNECTED, _BROKEN) if plain else b"")
+        failed = self.broken is not None or (observer is not None and observer.failed)
+        outcome = Outcome.BACKEND_ERROR if failed else _outcome(self.upstream.status)
+        return self._result(outcome, response, observer)
+
+    async def _cut(self, response: web.StreamResponse, event: bytes) -> None:
+        """Say that the stream broke, then close the connection without the terminating chunk."""
+        transport = self.request.transport
+        try:
+            if event:
+                await response.write(b"\n\n" + event)
+        finally:
+            if transport is not None:
+                transport.close()
+                asyncio.get_running_loop().call_later(_CUT_SECONDS, transport.abort)
+
+    async def whole(self) -> RelayResult:
+        held: list[bytes] = []
+        try:
+            while chunk := await self.upstream.content.readany():
+                self._count(chunk)
+                held.append(chunk)
+                if self.body_bytes > _MAX_HELD_BODY_BYTES:
+                    break
+        except _READ_ERRORS as error:
+            self._note_broken(error)
+        plain = "Content-Encoding" not in self.upstream.headers
+        if self.started is not None and not plain:
+            return await self._refuse_started(self.started)
+        if self.broken is not None:
+            return await self._answer_broken()
+        if not self.upstream.content.at_eof():
+            return await self._pass_long_body(held)
+        body = b"".join(held)
+        outcome, usage = _outcome(self.upstream.status), None
+        if outcome is Outcome.COMPLETED and plain:
+            reading = read_body(self.api, body)
+            usage = reading.usage
+            if reading.is_error:
+                outcome = Outcome.BACKEND_ERROR
+        response = await self._answer(self.upstream.status, body, self._headers())
+        return self._result(outcome, response, usage=usage)
+
+    async def _pass_long_body(self, held: list[bytes]) -> RelayResult:
+        """A body too long to hold: passed on as it comes, and cut off where it breaks; its usage stays unknown."""
+        response = self.started
+        if response is None:
+            headers = self._headers()
+            if (length := self.upstream.headers.get("Content-Length")) is not None:
+                headers["Content-Length"] = length
+            response = web.StreamResponse(status=self.upstream.status, reason=self.upstream.reason, headers=headers)
+            await response.prepare(self.request)
+        for part in held:
+            await response.write(part)
+        held.clear()
+        await self._pump(response, None)
+        return await self._end_stream(response, None, plain=False)
+
+    async def _answer_broken(self) -> RelayResult:
+        body = error_body(self.api, BACKEND_DISCONNECTED, _BROKEN)
+        headers = {**(self.extra_headers or {}), "Content-Type": "application/json"}
+        return self._result(Outcome.BACKEND_ERROR, await self._answer(502, body, headers))
+
+    async def _refuse_started(self, response: web.StreamResponse) -> RelayResult:
+        """A compressed answer cannot follow plain bytes that were already sent."""
+        self.upstream.close()
+        self.broken = "the backend compressed its answer though asked not to"
+        await self._answer(502, error_body(self.api, "backend_error", _BROKEN), {})
+        return self._result(Outcome.BACKEND_ERROR, response)
+
+    async def _answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> web.StreamResponse:
+        """Write a whole body as the answer, or as the rest of one already begun."""
+        started = self.started
+        if started is not None:
+            as_event = started.content_type == _STREAM_TYPE
+            await started.write_eof(body_as_event(self.api, body) if as_event else body)
+            return started
+        reason = self.upstream.reason if status == self.upstream.status else None
+        response = web.Response(status=status, reason=reason, headers=headers, body=body)
+        await response.prepare(self.request)
+        await response.write_eof()
+        return response
+
+    def _headers(self) -> CIMultiDict[str]:
+        return response_headers(self.upstream.headers, self.extra_headers)
+
+    def _result(
+        self,
+        outcome: Outcome,
+        response: web.StreamResponse,
+        observer: StreamObserver | None = None,
+        usage: Usage | None = None,
+    ) -> RelayResult:
+        return RelayResult(
+            outcome=outcome,
+            usage=observer.usage if observer is not None else usage,
+            output_chunks=observer.output_chunks if observer is not None else 0,
+            status=self.upstream.status,
+            first_byte_at=self.first_byte_at,
+            body_bytes=self.body_bytes,
+            broken=self.broken,
+            response=response,
+        )
+
+
+def _outcome(status: int) -> Outcome:
+    if status < 300:
+        return Outcome.COMPLETED
+    return Outcome.BACKEND_REJECTED if status < 500 else Outcome.BACKEND_ERROR
+
+
+def _without_usage_event(block: bytes) -> bytes:
+    if b'"usage"' not in block:
+        return block
+    return b"".join(event for event in split_events(block) if not is_usage_only_event(event))
