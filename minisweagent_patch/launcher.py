@@ -58,9 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.argv = ["mini-extra", *options.command]
     try:
         launcher.main()
-    except KeyboardInterrupt:
-        if active_program_ids():  # given up on: their threads would keep the process alive
-            end_process(130)
+    except (KeyboardInterrupt, SystemExit) as end:
+        status = 130 if isinstance(end, KeyboardInterrupt) else end.code
+        # Given up on (a repeated Ctrl-C): the threads of what still runs would keep the process alive.
+        if isinstance(status, int) and status != 0 and active_program_ids():
+            end_process(status)
         raise
 
 

@@ -82,21 +82,25 @@ class LeastKv(Policy):
         if not cluster.waiting_count:
             return ()
         decisions: list[Decision] = []
+        quiet = {backend.id for backend in cluster.backends if backend.turn_count == 0}
         models: set[str | None] = set()
         for waiter in islice(cluster.waiting(), _SCAN_LIMIT):
             turn = waiter.turn
             if waiter.is_urgent or turn.model in models or not turn.eligible_backends:
                 continue
             models.add(turn.model)
-            quiet = (entry for entry in turn.eligible_backends if entry.turn_count == 0)
-            decisions += next(filter(None, (self._make_room(turn, entry, cluster) for entry in quiet)), [])
+            if any(cluster.fits(turn, backend) for backend in turn.eligible_backends):
+                continue
+            chosen = next((backend for backend in turn.eligible_backends if backend.id in quiet), None)
+            if chosen is not None:
+                quiet.discard(chosen.id)
+                decisions += self._make_room(turn, chosen, cluster)
         return (*decisions, Reconsider())
 
     @staticmethod
     def _make_room(turn: TurnView, backend: BackendView, cluster: ClusterView) -> list[Decision]:
         free_tokens = backend.free_tokens
-        if free_tokens is None or cluster.fits(turn, backend):
-            return []
+        assert free_tokens is not None  # unknown capacity fits all
         needed_tokens, paused = cluster.added_tokens(turn, backend), list[Decision]()
         for program in backend.longest_idle_first():
             if free_tokens >= needed_tokens:

@@ -7,7 +7,7 @@ algorithm: everything on a 5 s tick, smallest programs first, a resumed program 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import ClassVar
 
@@ -37,9 +37,6 @@ __all__ = ["PauseResume", "Settings"]
 
 _SCAN_LIMIT = 256
 """Waiters looked at per event beyond the first that does not fit: bounds the cost where models differ."""
-
-_NEGLIGIBLE_HALF_LIVES = 20.0
-"""After so many half-lives a decayed footprint is under a millionth and not worth a look."""
 
 
 @frozen
@@ -149,7 +146,8 @@ class PauseResume(Policy):
                         break
                     decisions.append(decide(program.id))
                     rooms.leave(backend, program, at_once=standing is Standing.ACTING)
-                    excess_tokens -= rooms.weight(program, standing) + self.settings.buffer_tokens
+                    weight_tokens = rooms.weight(program, standing, decayed=self.settings.pause_decay)
+                    excess_tokens -= weight_tokens + self.settings.buffer_tokens
                     left -= 1
         return decisions
 
@@ -244,6 +242,7 @@ class _Rooms:
     settings: Settings
     cluster: ClusterView
     _changes: dict[BackendId, float] = field(factory=dict)
+    _acting_tokens: dict[BackendId, float] = field(factory=dict)
 
     def added(self, turn: TurnView, backend: BackendView) -> int:
         return self.cluster.added_tokens(turn, backend)
@@ -251,27 +250,28 @@ class _Rooms:
     def used(self, backend: BackendView, *, decayed: bool) -> float:
         """Reasoning + weight x acting + guests + shared + headroom per program, yielding ones included."""
         settings = self.settings
-        acting_tokens: float = backend.acting_tokens
+        acting_tokens = settings.acting_weight * backend.acting_tokens
         if decayed and settings.half_life_seconds > 0:
             acting_tokens = self._decayed_tokens(backend)
         fixed_tokens = backend.accounted_tokens - backend.acting_tokens
-        buffers_tokens = settings.buffer_tokens * backend.program_count
-        return fixed_tokens + settings.acting_weight * acting_tokens + buffers_tokens
+        return fixed_tokens + acting_tokens + settings.buffer_tokens * backend.program_count
 
     def _decayed_tokens(self, backend: BackendView) -> float:
-        """Newest first, as far back as it matters."""
-        half_life, now = self.settings.half_life_seconds, self.cluster.now
-        newest_first: Iterable[ProgramView] = reversed(list(backend.longest_idle_first()))
-        total_tokens = 0.0
-        for program in newest_first:
-            half_lives = (now - program.idle_since) / half_life
-            if half_lives > _NEGLIGIBLE_HALF_LIVES:
-                break
-            total_tokens += program.own_tokens * 2.0**-half_lives
-        return total_tokens
+        """Once per batch and backend: decisions are carried out after the batch. O(acting programs)."""
+        if backend.id not in self._acting_tokens:
+            acting = backend.longest_idle_first()
+            self._acting_tokens[backend.id] = sum(self.weight(p, Standing.ACTING, decayed=True) for p in acting)
+        return self._acting_tokens[backend.id]
 
-    def weight(self, program: ProgramView, standing: Standing) -> float:
-        return program.own_tokens * (self.settings.acting_weight if standing is Standing.ACTING else 1.0)
+    def weight(self, program: ProgramView, standing: Standing, *, decayed: bool) -> float:
+        """What the program's own tokens count on its backend."""
+        settings = self.settings
+        if standing is not Standing.ACTING:
+            return program.own_tokens
+        tokens = program.own_tokens * settings.acting_weight
+        if decayed and settings.half_life_seconds > 0:
+            tokens *= 2.0 ** -((self.cluster.now - program.idle_since) / settings.half_life_seconds)
+        return tokens
 
     def room(self, backend: BackendView) -> float:
         """Tokens that may still be admitted; infinite while the capacity is unknown."""
@@ -310,5 +310,6 @@ class _Rooms:
         """Count a pause of this batch; a yielding program frees its tokens only when its turn ends."""
         if at_once:
             change = self._changes.get(backend.id, 0.0)
-            freed_tokens = self.weight(program, Standing.ACTING) + self.settings.buffer_tokens
+            weight_tokens = self.weight(program, Standing.ACTING, decayed=True)
+            freed_tokens = weight_tokens + self.settings.buffer_tokens
             self._changes[backend.id] = change - freed_tokens

@@ -20,7 +20,10 @@ RUNNER = """
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+STARTED = threading.Event()
+
 def process_instance(instance, output_dir, config, progress_manager):
+    STARTED.set()
     print("started", instance["instance_id"], flush=True)
     if config.get("mode") == "hang":
         threading.Event().wait()
@@ -30,7 +33,13 @@ def app(args, prog_name):
     print(prog_name, args, flush=True)
     print("pool", litellm.client_session is not None, flush=True)
     mode, base = os.environ["MODE"], os.environ["ROUTER"]
-    config = {"mode": mode, "model": {"model_kwargs": {"api_base": base}}}
+    config = {"mode": mode.removeprefix("abandoned "), "model": {"model_kwargs": {"api_base": base}}}
+    if mode.startswith("abandoned"):
+        thread = threading.Thread(target=process_instance, args=({"instance_id": "i0"}, "out", config, None))
+        thread.start()
+        while not STARTED.wait(1):
+            pass
+        raise SystemExit(130)
     with ThreadPoolExecutor(2) as executor:
         runs = [executor.submit(process_instance, {"instance_id": f"i{n}"}, "out", config, None) for n in range(3)]
         for run in runs:
@@ -161,6 +170,14 @@ def test_second_sigterm_releases_and_ends_at_once(tmp_path: Path, router: Router
     out, _ = process.communicate(timeout=30)
     assert (process.returncode, out) == (128 + signal.SIGTERM, "")
     assert sorted(each.split("-")[1] for each in router.released_ids) == ["i0", "i1"]
+
+
+def test_interrupted_run_ends_without_its_threads(tmp_path: Path, router: RouterStub) -> None:
+    """Where mini-extra gives up on threads that hang (repeated Ctrl-C), they are released and not waited for."""
+    process = start(mini_swe_agent(tmp_path, "2.4.6"), router, "abandoned hang")
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert [each.split("-")[1] for each in router.released_ids] == ["i0"]
 
 
 def test_sigterm_ends_a_hanging_run_after_the_grace(router: RouterStub) -> None:

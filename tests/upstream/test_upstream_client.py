@@ -121,6 +121,48 @@ async def test_stale_connection_is_replaced_unseen():
     assert backend.connections == 2
 
 
+async def test_kept_connection_gathers_no_callbacks():
+    """What guards one answer is forgotten at its end, however many follow on the same connection."""
+    async with RawBackend(json_answer(b"{}")) as backend:
+        client = BackendClient(backend.url)
+        counts = []
+        for _ in range(20):
+            answer = await client.open("POST", "/x", b"{}", NO_HEADERS)
+            protocol = answer.connection.protocol if answer.connection is not None else None
+            await answer.read()
+            if protocol is not None and protocol.closed is not None:
+                counts.append(len(protocol.closed._callbacks or ()))
+        await client.close()
+    assert backend.connections == 1
+    assert all(count == 0 for count in counts)
+
+
+async def test_answer_before_the_whole_upload_is_returned():
+    """A backend may refuse a large body from its header alone; its answer counts, not the broken upload."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(json_answer(b"{}", "413 Content Too Large", "Connection: close"))
+        await writer.drain()
+        try:
+            while await reader.read(1 << 20):
+                pass
+        except ConnectionError:
+            pass
+        writer.close()
+        done.set()
+
+    done = asyncio.Event()
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    client = BackendClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    answer = await asyncio.wait_for(client.open("POST", "/x", b"x" * 5_000_000, NO_HEADERS), 5)
+    assert (answer.status, await answer.read()) == (413, b"{}")
+    await client.close()
+    await asyncio.wait_for(done.wait(), 2)
+    server.close()
+    await server.wait_closed()
+
+
 async def test_informational_answer_is_skipped():
     """100 and 103 come before the answer and are not it."""
     async with RawBackend(

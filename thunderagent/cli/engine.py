@@ -91,7 +91,7 @@ def engine(script_path: str | None, models: tuple[str, ...], faults: tuple[str, 
     except (ScriptError, FaultError, EmulatorConfigError) as error:
         raise EngineCommandError(str(error)) from error
     click.echo(_banner(config))
-    _loop_run(app, options["host"], options["port"])
+    asyncio.run(_serve(app, options["host"], options["port"]))
 
 
 def _speed(speed: float) -> float:
@@ -108,15 +108,6 @@ def _banner(config: EmulatorConfig) -> str:
         f"speed {config.speed:g}; KV cache {usable} tokens; max model length {config.model_len}; "
         f"models {', '.join(config.models)}"
     )
-
-
-def _loop_run(app: web.Application, host: str, port: int) -> None:
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(_serve(app, host, port))
-    else:
-        uvloop.run(_serve(app, host, port))
 
 
 async def _serve(app: web.Application, host: str, port: int) -> None:

@@ -200,6 +200,7 @@ class _Writer:
         self.faults = faults
         self._arrived_at = arrived_at
         self._events = 0
+        self._event_by_event = faults.count_chunks
         self.response: web.StreamResponse | None = None
 
     async def open(self) -> None:
@@ -211,7 +212,7 @@ class _Writer:
     async def write(self, events: bytes) -> None:
         """Send events; those that meet a fault one by one. Raises _Broken after the last one that is sent."""
         assert self.response is not None
-        if not self.faults.count_chunks:
+        if not self._event_by_event:
             if events:
                 await self.response.write(events)
             return

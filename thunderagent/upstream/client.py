@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import io
-import socket
 import ssl as ssl_module
 import time
-from collections.abc import Callable, Mapping
-from types import SimpleNamespace
-from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 from attrs import define, field, frozen
 from multidict import MultiMapping
 from yarl import URL
+
+from thunderagent.upstream.connection import Attempt, guarded, reuse_tracing, socket_with_keepalive
 
 __all__ = ["BackendClient", "FetchedPage", "ForwardFailed", "PoolSettings", "normalise_base_url"]
 
@@ -94,13 +92,6 @@ def normalise_base_url(url: str) -> str:
 
 
 @define(eq=False)
-class _Attempt:
-    """What the tracing hooks learn of one try: whether it began on a connection used before, and when."""
-
-    reused_at: float | None = None
-
-
-@define(eq=False)
 class BackendClient:
     """Requests to one backend.
 
@@ -138,18 +129,18 @@ class BackendClient:
             ForwardFailed: no answer began.
         """
         url = self._url(path_qs)
-        attempt = _Attempt()
+        attempt = Attempt()
         try:
             answer = await self._session.request(
                 method, url, data=_payload(body), headers=headers, allow_redirects=False, trace_request_ctx=attempt
             )
-            return _guarded(answer)
+            return guarded(answer)
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             failure = self._failure(error)
             if not _is_stale(failure, attempt):
                 raise failure from error
         try:
-            return _guarded(
+            return guarded(
                 await self._fresh.request(method, url, data=_payload(body), headers=headers, allow_redirects=False)
             )
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
@@ -170,7 +161,7 @@ class BackendClient:
             async with self._session.get(
                 self._url(path), headers=headers, allow_redirects=False, timeout=timeout
             ) as answer:
-                return FetchedPage(answer.status, await _read_at_most(_guarded(answer), max_bytes))
+                return FetchedPage(answer.status, await _read_at_most(guarded(answer), max_bytes))
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
             raise self._failure(error) from error
         except asyncio.TimeoutError as error:
@@ -195,7 +186,7 @@ class BackendClient:
             ssl=self.ssl,
             force_close=not keepalive,
             keepalive_timeout=self.pool.keepalive_seconds if keepalive else None,
-            socket_factory=_socket_with_keepalive,
+            socket_factory=socket_with_keepalive,
         )
         return aiohttp.ClientSession(
             connector=connector,
@@ -209,7 +200,7 @@ class BackendClient:
                 connect=self.pool.connect_timeout_seconds,
                 sock_connect=self.pool.connect_timeout_seconds,
             ),
-            trace_configs=[_reuse_tracing()] if keepalive else [],
+            trace_configs=[reuse_tracing()] if keepalive else [],
         )
 
     def _failure(self, error: Exception) -> ForwardFailed:
@@ -241,7 +232,7 @@ def _classify(error: Exception) -> tuple[str, bool]:
     return "disconnected", True
 
 
-def _is_stale(failure: ForwardFailed, attempt: _Attempt) -> bool:
+def _is_stale(failure: ForwardFailed, attempt: Attempt) -> bool:
     """Whether a kept connection was closed by an idle backend as the request was written.
 
     aiohttp repeats only idempotent methods by itself. A connection that was new, or that broke later, is a failure
@@ -250,56 +241,6 @@ def _is_stale(failure: ForwardFailed, attempt: _Attempt) -> bool:
     if failure.reason != "disconnected" or attempt.reused_at is None:
         return False
     return time.monotonic() - attempt.reused_at <= _STALE_WITHIN_SECONDS
-
-
-def _guarded(answer: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
-    """Make reading the body fail where its connection closes too early, whatever the reason.
-
-    aiohttp 3.14's C parser forgets the body when its framing is malformed: it closes the connection, and a reader
-    would wait for ever.
-    """
-    connection, content = answer.connection, answer.content
-    if connection is None or connection.protocol is None or (closed := connection.protocol.closed) is None:
-        return answer
-
-    def fail(future: asyncio.Future[None]) -> None:
-        cause = None if future.cancelled() else future.exception()
-        if not content.is_eof() and content.exception() is None:
-            error = aiohttp.ClientPayloadError("the connection closed inside the body")
-            error.__cause__ = cause
-            content.set_exception(error)
-
-    closed.add_done_callback(fail)
-    content.on_eof(lambda: _forget(closed, fail))
-    return answer
-
-
-def _forget(closed: asyncio.Future[None], callback: Callable[[asyncio.Future[None]], None]) -> None:
-    closed.remove_done_callback(callback)
-
-
-def _reuse_tracing() -> aiohttp.TraceConfig:
-    tracing = aiohttp.TraceConfig()
-
-    async def reused(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: Any) -> None:
-        attempt = context.trace_request_ctx
-        if isinstance(attempt, _Attempt):
-            attempt.reused_at = time.monotonic()
-
-    tracing.on_connection_reuseconn.append(reused)
-    return tracing
-
-
-def _socket_with_keepalive(address: aiohttp.AddrInfoType) -> socket.socket:
-    """A socket that notices a vanished peer: probes after 30 s of silence, gives up three probes later."""
-    family, kind, protocol, _, _ = address
-    made = socket.socket(family=family, type=kind, proto=protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    options: Mapping[str, int] = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
-    for name, value in options.items():
-        if hasattr(socket, name):
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return made
 
 
 async def _read_at_most(answer: aiohttp.ClientResponse, max_bytes: int) -> bytes:

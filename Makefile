@@ -1,0 +1,89 @@
+# Set-up makes .venv once and again when pyproject.toml changes; after that every target works offline.
+# uv is used where it is found, python3 -m venv and pip otherwise.
+
+PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3.10 python3; do \
+	if $$p -c 'import sys; raise SystemExit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; \
+	then echo $$p; break; fi; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.thunderagent-installed
+UV := $(shell command -v uv 2>/dev/null)
+
+COMPARE ?=
+BACKENDS ?=
+MODEL ?=
+PORT ?= 8300
+WORKERS ?= 128
+OUTPUT ?= outputs/swebench-lite
+SUBSET ?= lite
+SPLIT ?= test
+POLICY ?= pause-resume
+DRY_RUN ?=
+LITE_ARGS ?=
+
+.PHONY: help setup demo test check format lint typecheck bench-smoke swebench-lite test-pythons clean
+
+help: ## show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## make .venv with everything that the other targets need
+
+$(STAMP): pyproject.toml setup.cfg
+	@if [ -z "$(PYTHON)" ]; then echo "Python 3.10 to 3.13 is needed; name one with make PYTHON=..." >&2; exit 2; fi
+ifneq ($(UV),)
+	$(UV) venv --quiet --allow-existing --python "$(PYTHON)" $(VENV)
+	$(UV) pip install --quiet --python $(BIN)/python 'setuptools>=77' -e '.[dev,swebench,uvloop]'
+else
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@echo "installing into $(VENV) (about 600 MB, one to three minutes)"
+	$(BIN)/python -m pip install --quiet --upgrade pip 'setuptools>=77'
+	$(BIN)/python -m pip install --quiet -e '.[dev,swebench,uvloop]'
+endif
+	@touch $@
+
+demo: setup ## run real mini-swe-agent through the router, on two emulated engines (COMPARE=1: three policies)
+	$(BIN)/python -m examples.swebench.demo $(if $(COMPARE),--compare) $(DEMO_ARGS)
+
+test: setup ## pass every test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: test-long test-network
+test-long: setup ## the long profile of the property tests
+	$(BIN)/python -m pytest -m long --timeout 3600 $(PYTEST_ARGS)
+
+test-network: setup ## the tests that need a package index: all extras resolve together
+	$(BIN)/python -m pytest -m network --timeout 600 $(PYTEST_ARGS)
+
+check: format-check lint typecheck test bench-smoke ## what CI runs
+
+format: setup ## rewrite the sources in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: format-check
+format-check: setup
+	$(BIN)/ruff format --check .
+
+lint: setup ## linter and import rule
+	$(BIN)/ruff check .
+
+typecheck: setup ## mypy, strict
+	$(BIN)/mypy
+
+bench-smoke: setup ## the benchmarks, in small
+	$(BIN)/python -m benchmarks.emulator --smoke
+
+swebench-lite: setup ## mini-swe-agent on SWE-bench Lite: BACKENDS=... MODEL=... [PORT WORKERS OUTPUT SUBSET POLICY DRY_RUN=1]
+	$(BIN)/python -m examples.swebench.lite --backends '$(BACKENDS)' --model '$(MODEL)' --port '$(PORT)' \
+		--workers '$(WORKERS)' --output '$(OUTPUT)' --subset '$(SUBSET)' --split '$(SPLIT)' --policy '$(POLICY)' \
+		$(if $(DRY_RUN),--dry-run) $(LITE_ARGS)
+
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+test-pythons: ## the tests on each Python of PYTHONS, each in an environment of its own
+	@for p in $(PYTHONS); do \
+		echo "== $$p"; $(MAKE) --no-print-directory test PYTHON=$$p VENV=.venv-$$(basename $$p) || exit 1; \
+	done
+
+clean: ## remove environments, caches and outputs
+	rm -rf .venv .venv-* build dist *.egg-info outputs output .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,72 @@
+"""What the backend client asks of single connections beyond aiohttp's defaults."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+from attrs import define
+
+__all__ = ["Attempt", "guarded", "reuse_tracing", "socket_with_keepalive"]
+
+
+@define(eq=False)
+class Attempt:
+    """What the tracing hooks learn of one try: whether it began on a connection used before, and when."""
+
+    reused_at: float | None = None
+
+
+def guarded(answer: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
+    """Make reading the body fail where its connection closes too early, whatever the reason.
+
+    aiohttp 3.14's C parser forgets the body when its framing is malformed: it closes the connection, and a reader
+    would wait for ever.
+    """
+    connection, content = answer.connection, answer.content
+    if connection is None or connection.protocol is None or (closed := connection.protocol.closed) is None:
+        return answer
+
+    def fail(future: asyncio.Future[None]) -> None:
+        cause = None if future.cancelled() else future.exception()
+        if not content.is_eof() and content.exception() is None:
+            error = aiohttp.ClientPayloadError("the connection closed inside the body")
+            error.__cause__ = cause
+            content.set_exception(error)
+
+    closed.add_done_callback(fail)
+    content.on_eof(lambda: _forget(closed, fail))
+    return answer
+
+
+def _forget(closed: asyncio.Future[None], callback: Callable[[asyncio.Future[None]], None]) -> None:
+    closed.remove_done_callback(callback)
+
+
+def reuse_tracing() -> aiohttp.TraceConfig:
+    tracing = aiohttp.TraceConfig()
+
+    async def reused(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: Any) -> None:
+        attempt = context.trace_request_ctx
+        if isinstance(attempt, Attempt):
+            attempt.reused_at = time.monotonic()
+
+    tracing.on_connection_reuseconn.append(reused)
+    return tracing
+
+
+def socket_with_keepalive(address: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket that notices a vanished peer: probes after 30 s of silence, gives up three probes later."""
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family=family, type=kind, proto=protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options: Mapping[str, int] = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+    for name, value in options.items():
+        if hasattr(socket, name):
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
