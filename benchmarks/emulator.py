@@ -1,10 +1,10 @@
 """How many concurrent streams, and how many chunks per second, can one emulated engine process carry?
 
-Command: ``python benchmarks/emulator.py [--seconds 4] [--streams 50,100,200,400,800]``
+Command: ``python benchmarks/emulator.py [--seconds 4] [--streams 50,100,200,400,800] [--prompt-bytes 8000]``
 
 The engine runs in a second process with a fixed step of 20 ms, so that each stream gets 50 chunks per second and
 ``streams x 50`` is what an ideal engine would send, one write per chunk. The client counts the chunks it receives on
-raw sockets, in its own process. ``of ideal`` below 1 means that a process is too slow; ``late`` is the time that the
+raw sockets, in its own process; connecting counts, so that long prompts lower ``of ideal``. ``of ideal`` below 1 means that a process is too slow; ``late`` is the time that the
 engine gave up because it fell behind its schedule; ``engine`` and ``client`` are shares of one core.
 """
 
@@ -17,8 +17,8 @@ import multiprocessing
 import os
 import platform
 import resource
-import socket
 import time
+from functools import partial
 from multiprocessing.connection import Connection
 
 from aiohttp import web
@@ -27,7 +27,6 @@ from thunderagent.emulator.server import RUNNER_OPTIONS, EmulatorConfig, create_
 from thunderagent.emulator.timing import Preset, TimingModel
 
 STEP_SECONDS = 0.02
-PROMPT_BYTES = 8000
 
 
 def cpu_seconds() -> float:
@@ -36,7 +35,7 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-async def serve(control: Connection, use_uvloop: bool) -> None:
+async def serve(control: Connection) -> None:
     """Run an engine; answer each message of the parent with CPU and late seconds, end at None."""
     preset = Preset(
         "fixed-step",
@@ -57,14 +56,9 @@ async def serve(control: Connection, use_uvloop: bool) -> None:
     await runner.cleanup()
 
 
-def engine_process(control: Connection, use_uvloop: bool) -> None:
+def engine_process(control: Connection) -> None:
     """Entry point of the engine's process."""
-    if use_uvloop:
-        import uvloop
-
-        uvloop.run(serve(control, use_uvloop))
-    else:
-        asyncio.run(serve(control, use_uvloop))
+    asyncio.run(serve(control))
 
 
 class StreamCounter(asyncio.Protocol):
@@ -95,9 +89,9 @@ class StreamCounter(asyncio.Protocol):
             self._ended.set_result(None)
 
 
-def request_bytes(number: int, tokens: int) -> bytes:
+def request_bytes(number: int, tokens: int, prompt_bytes: int) -> bytes:
     """A streamed chat request of its own program."""
-    content = f"{number} " + "words of a program " * (PROMPT_BYTES // 19)
+    content = f"{number} " + "words of a program " * (prompt_bytes // 19)
     body = {
         "model": "emulated",
         "stream": True,
@@ -108,39 +102,38 @@ def request_bytes(number: int, tokens: int) -> bytes:
     return b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(raw), raw)
 
 
-async def load(port: int, streams: int, seconds: float) -> tuple[float, int, int]:
+async def load(port: int, streams: int, seconds: float, prompt_bytes: int) -> tuple[float, int, int]:
     """Run ``streams`` streams at once; wall seconds from the first to the last, chunks, reads."""
     loop = asyncio.get_running_loop()
     counts, tokens = [0, 0], int(seconds / STEP_SECONDS)
     ends: list[asyncio.Future[None]] = [loop.create_future() for _ in range(streams)]
     started = time.perf_counter()
     for number, end in enumerate(ends):
-        request = request_bytes(number, tokens)
-        await loop.create_connection(lambda r=request, e=end: StreamCounter(r, counts, e), "127.0.0.1", port)  # type: ignore[misc]
+        request = request_bytes(number, tokens, prompt_bytes)
+        await loop.create_connection(partial(StreamCounter, request, counts, end), "127.0.0.1", port)
     await asyncio.gather(*ends)
     return time.perf_counter() - started, counts[0], counts[1]
 
 
-def measure(streams: int, seconds: float, use_uvloop: bool) -> str:
+def measure(streams: int, seconds: float, prompt_bytes: int) -> str:
     """One row of the table."""
     parent, child = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=engine_process, args=(child, use_uvloop))
+    process = multiprocessing.get_context("spawn").Process(target=engine_process, args=(child,))
     process.start()
     port = parent.recv()
     parent.send("cpu")
     engine_before, _ = parent.recv()
     client_before = cpu_seconds()
-    elapsed, chunks, reads = asyncio.run(load(port, streams, seconds))
+    elapsed, chunks, reads = asyncio.run(load(port, streams, seconds, prompt_bytes))
     client = cpu_seconds() - client_before
     parent.send("cpu")
     engine_after, late = parent.recv()
     parent.send(None)
     process.join()
-    loop = "uvloop" if use_uvloop else "asyncio"
     ideal = streams / STEP_SECONDS
     engine = (engine_after - engine_before) / elapsed
     return (
-        f"{loop:8} {streams:7} {ideal:10.0f} {chunks / elapsed:10.0f} {chunks / elapsed / ideal:9.2f} "
+        f"{streams:7} {ideal:10.0f} {chunks / elapsed:10.0f} {chunks / elapsed / ideal:9.2f} "
         f"{chunks / reads:11.2f} {engine:7.0%} {client / elapsed:7.0%} {late:6.2f}"
     )
 
@@ -150,18 +143,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each stream")
     parser.add_argument("--streams", default="50,100,200,400,800", help="concurrent streams to try")
-    parser.add_argument("--loops", default="asyncio,uvloop", help="event loops to try")
+    parser.add_argument("--prompt-bytes", type=int, default=8000, help="length of each prompt, 4 bytes a token")
     options = parser.parse_args()
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit[1], limit[1]))
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, host {socket.AF_INET.name}"
+        f"streams of {options.seconds:g} s at {1 / STEP_SECONDS:g} chunks/s, prompts of {options.prompt_bytes} bytes"
     )
-    print(f"each stream {options.seconds:g} s at {1 / STEP_SECONDS:g} chunks/s, prompts of {PROMPT_BYTES} bytes")
-    print("loop     streams  asked ch/s   got ch/s  of ideal chunks/read  engine  client   late")
-    for loop in options.loops.split(","):
-        for streams in map(int, options.streams.split(",")):
-            print(measure(streams, options.seconds, loop == "uvloop"), flush=True)
+    print("streams  asked ch/s   got ch/s  of ideal chunks/read  engine  client   late")
+    for streams in map(int, options.streams.split(",")):
+        print(measure(streams, options.seconds, options.prompt_bytes), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import msgspec
 
 from thunderagent.upstream.usage import Api
 
-__all__ = ["BACKEND_DISCONNECTED", "error_body", "error_event"]
+__all__ = ["BACKEND_DISCONNECTED", "body_as_event", "error_body", "error_event"]
 
 BACKEND_DISCONNECTED = "backend_disconnected"
 """Code of an answer that the backend began and did not end."""
