@@ -118,14 +118,21 @@ def _cpu_seconds(pid: int) -> float:
 def _start_router(stub_port: int, port: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "thunderagent", "serve", "--backends", f"http://127.0.0.1:{stub_port}"]
     router = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"])
-    for _ in range(200):
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1):
-                return router
-        except OSError:
-            time.sleep(0.05)
-    router.terminate()
-    raise SystemExit("the router did not start")
+    deadline_at = time.monotonic() + 20
+    while not _is_ready(port):
+        if time.monotonic() > deadline_at or router.poll() is not None:
+            router.terminate()
+            raise SystemExit("the router did not start")
+        time.sleep(0.05)
+    return router
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1):
+            return True
+    except OSError:
+        return False
 
 
 def _free_port() -> int:

@@ -14,6 +14,8 @@ from thunderagent.upstream.scrape import Scrape, observe
 
 UNDER_LOAD = BackendObservation(
     capacity_tokens=8192,
+    block_size=32,
+    num_gpu_blocks=257,
     kv_usage_ratio=0.3515625,
     running=6,
     waiting=0,

@@ -46,12 +46,16 @@ class BackendObservation:
     Attributes:
         capacity_tokens: usable KV tokens over all engines: (num_gpu_blocks - 1) x block_size each, since vLLM
             reserves one block.
+        block_size: tokens per block, of the first engine.
+        num_gpu_blocks: over all engines, reserved ones included.
         kv_usage_ratio: 0 to 1, mean over engines; running requests only, what stays cached behind them is not in it.
         computed_prompt_tokens: prompt tokens that were prefilled here, not found in a cache.
         completed_requests: finished with stop or length.
     """
 
     capacity_tokens: int | None = None
+    block_size: int | None = None
+    num_gpu_blocks: int | None = None
     kv_usage_ratio: float | None = None
     running: int | None = None
     waiting: int | None = None
@@ -82,6 +86,8 @@ def read_metrics(page: bytes) -> BackendObservation:
         raise MetricsUnreadable("it is HTML or XML")
     return BackendObservation(
         capacity_tokens=_capacity(_first(samples, _CACHE_CONFIG)),
+        block_size=next(iter(_cache_counts(_first(samples, _CACHE_CONFIG), "block_size")), None),
+        num_gpu_blocks=sum(_cache_counts(_first(samples, _CACHE_CONFIG), "num_gpu_blocks")) or None,
         kv_usage_ratio=_mean(_first(samples, _KV_USAGE)),
         running=_total(_first(samples, _RUNNING)),
         waiting=_total(_first(samples, _WAITING)),
@@ -153,3 +159,9 @@ def _positive(text: str | None) -> int | None:
     if text is None or not (text.isascii() and text.isdigit()):
         return None
     return int(text) or None
+
+
+def _cache_counts(samples: list[Sample], label: str) -> list[int]:
+    """A label of the cache configuration as a number, of each engine that has it."""
+    values = (sample.labels.get(label, "") for sample in samples)
+    return [int(value) for value in values if value.isdecimal()]
