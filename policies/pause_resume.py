@@ -8,7 +8,6 @@ algorithm: everything on a 5 s tick, smallest programs first, a resumed program 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import ClassVar
 
 from attrs import define, field, frozen
@@ -34,9 +33,6 @@ from thunderagent.policy import (
 )
 
 __all__ = ["PauseResume", "Settings"]
-
-_SCAN_LIMIT = 256
-"""Waiters looked at per event beyond the first that does not fit: bounds the cost where models differ."""
 
 
 @frozen
@@ -155,7 +151,9 @@ class PauseResume(Policy):
         """Waiters in the order they asked; one that fits nowhere bars the younger ones of its model."""
         decisions: list[Decision] = []
         barred: set[str | None] = set()
-        for waiter in islice(cluster.waiting(), _SCAN_LIMIT):
+        for waiter in cluster.waiting():
+            if len(barred) == cluster.waiting_model_count:
+                break
             if not _asks_for_a_place(waiter) or waiter.turn.model in barred:
                 continue
             decision = self._place(waiter, rooms)

@@ -6,8 +6,11 @@ Precedence: flag, environment, file, default. Every option has one name: ``--max
 
 from __future__ import annotations
 
+import re
+import ssl
 import sys
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,7 @@ class Option:
     metavar: str = ""
     is_flag: bool = False
     is_secret: bool = False
+    """Its value is a key or may hold one: errors do not show it."""
 
     @property
     def flag(self) -> str:
@@ -82,9 +86,9 @@ def _number(kind: type, at_least: float, at_most: float = float("inf")) -> Calla
 
     def read(value: Any) -> Any:
         try:
-            if isinstance(value, bool):
-                raise TypeError
             number = kind(value)
+            if isinstance(value, bool) or (isinstance(value, float) and number != value):
+                raise ValueError
         except (TypeError, ValueError, OverflowError):
             raise ValueError(f"must be {noun} {limits}") from None
         if not at_least <= number <= at_most or number == float("inf"):
@@ -143,42 +147,71 @@ def _backends(value: Any) -> tuple[BackendConfig, ...]:
     urls = [backend.url for backend in backends]
     twice = sorted({url for url in urls if urls.count(url) > 1})
     if twice:
-        raise ValueError(f"names {', '.join(twice)} twice")
+        raise ValueError(f"names {', '.join(twice)} twice; give each backend once")
     return tuple(backends)
+
+
+_BACKEND_SETTINGS: Mapping[str, type] = {"url": str, "api_key": str, "verify_tls": bool, "ca_file": str}
 
 
 def _backend(entry: Any) -> BackendConfig:
     if isinstance(entry, str):
-        return BackendConfig(entry)
-    if not isinstance(entry, dict) or not isinstance(entry.get("url"), str):
-        raise ValueError("each entry must be a URL or a table with a url")
-    unknown = sorted(set(entry) - {"url", "api_key", "verify_tls", "ca_file"})
-    if unknown:
-        raise ValueError(f"has no setting {', '.join(unknown)}; a backend has url, api_key, verify_tls, ca_file")
-    return BackendConfig(**entry)
+        entry = {"url": entry}
+    if not isinstance(entry, dict) or "url" not in entry:
+        raise ValueError("must have a URL or a table with a url for each backend")
+    for name, value in entry.items():
+        if name not in _BACKEND_SETTINGS:
+            raise ValueError(f"has no setting {name!r} of a backend; there are {', '.join(_BACKEND_SETTINGS)}")
+        if not isinstance(value, _BACKEND_SETTINGS[name]) or value == "":
+            noun = "true or false" if _BACKEND_SETTINGS[name] is bool else "text"
+            raise ValueError(f"must give {noun} as a backend's {name}")
+    try:
+        backend = BackendConfig(**entry)
+    except ValueError as error:
+        raise ValueError(f"has a wrong entry: {_without_credentials(str(error))}") from None
+    if backend.ca_file is not None:
+        _check_authorities(backend.ca_file)
+    return backend
+
+
+def _without_credentials(text: str) -> str:
+    return re.sub(r"//[^/\s]*@", "//***@", text)
+
+
+def _check_authorities(path: str) -> None:
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError as error:  # SSLError is one: the file is no certificate
+        raise ValueError(f"has a ca_file that cannot be used: {path}: {error.strerror or error}") from None
 
 
 def _pairs(value: Any) -> dict[str, str]:
     """``key=value`` texts, or a TOML table."""
     if isinstance(value, dict):
-        return {
-            str(key): str(entry).lower() if isinstance(entry, bool) else str(entry) for key, entry in value.items()
-        }
+        return {key: _scalar(entry) for key, entry in value.items()}
     entries = value.split(",") if isinstance(value, str) else value
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise ValueError("must be key=value or a table")
     pairs = {}
     for entry in entries:
         key, equals, text = entry.partition("=")
         if not equals or not key.strip():
-            raise ValueError(f"must be key=value, got {entry!r}")
+            raise ValueError("must be key=value")
         pairs[key.strip()] = text.strip()
     return pairs
+
+
+def _scalar(value: Any) -> str:
+    if not isinstance(value, (str, int, float)):
+        raise ValueError("must be a table of texts, numbers, true and false")
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 _seconds = _number(float, 0)
 _count = _number(int, 1)
 
 OPTIONS: tuple[Option, ...] = (
-    Option("backends", _backends, "Backends, separated by commas; http or https.", "URL[,URL...]"),
+    Option("backends", _backends, "Backends, separated by commas; http or https.", "URL[,URL...]", is_secret=True),
     Option("host", _text, "Address to listen on. Default 0.0.0.0: other nodes must reach it."),
     Option("port", _number(int, 0, 65535), "Port to listen on; 0 takes a free one. Default 8300."),
     Option("policy", _text, "Scheduling policy; see `thunderagent policies`. Default pause-resume.", "NAME"),
@@ -227,7 +260,7 @@ def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str], conf
         sources = (
             (f"option {option.flag}", flags.get(option.name)),
             (f"environment variable {option.variable}", environment.get(option.variable) or None),
-            (f"{config_file}: {option.name}", from_file.get(option.name)),
+            (f"config file {config_file}: {option.name}", from_file.get(option.name)),
         )
         for source, value in sources:
             if value is None or value == ():
@@ -235,14 +268,14 @@ def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str], conf
             try:
                 values[option.name] = option.read(list(value) if isinstance(value, tuple) else value)
             except ValueError as error:
-                shown = "" if option.is_secret else f": {_shown(value)}"
+                shown = "" if option.is_secret else f", got {_shown(value)}"
                 raise ConfigError(f"{source} {error}{shown}") from None
             break
     return _build(values)
 
 
 def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return ", ".join(map(repr, value)) if isinstance(value, tuple) else repr(value)
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -252,10 +285,12 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config file {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path}: {error}") from None
-    known = {option.name for option in OPTIONS}
+    known = [option.name for option in OPTIONS]
     for name in found:
         if name not in known:
-            raise ConfigError(f"config file {path}: unknown setting {name!r}")
+            near = get_close_matches(name, known, n=1)
+            remedy = f"did you mean {near[0]!r}?" if near else "`thunderagent serve --help` lists them, with _ for -"
+            raise ConfigError(f"config file {path}: unknown setting {name!r}; {remedy}")
     return found
 
 

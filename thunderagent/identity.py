@@ -146,24 +146,35 @@ def _value(fields: _Fields, name: str) -> object:
     return value
 
 
+def _own_id(fields: _Fields, where: str) -> ProgramId | None:
+    """The id in a field that is there to name the program; null names none.
+
+    Raises:
+        BadProgramId: unusable, text that is no Unicode (half of a surrogate pair) included.
+    """
+    try:
+        value: object = msgspec.json.decode(fields["program_id"])
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raise BadProgramId(f"{where} is not valid JSON text", param=where) from None
+    return None if value is None else check_program_id(value, where)
+
+
 def _take_program_id(fields: _Fields) -> tuple[ProgramId | None, bool]:
     """Remove ``program_id`` and ``extra_body.program_id``; the first names the program. Whether any was there."""
     found: ProgramId | None = None
     changed = False
     if "program_id" in fields:
-        value, changed = _value(fields, "program_id"), True
-        found = None if value is None else check_program_id(value, "program_id")
+        found, changed = _own_id(fields, "program_id"), True
         del fields["program_id"]
     extra = fields.get("extra_body")
-    if extra is not None and b"program_id" in memoryview(extra).tobytes():
+    if extra is not None:
         try:
             nested = _DECODE_FIELDS.decode(extra)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return found, changed
         if "program_id" in nested:
-            value, changed = _value(nested, "program_id"), True
-            if found is None and value is not None:
-                found = check_program_id(value, "extra_body.program_id")
+            nested_id, changed = _own_id(nested, "extra_body.program_id"), True
+            found = found or nested_id
             del nested["program_id"]
             if nested:
                 fields["extra_body"] = msgspec.Raw(_ENCODE.encode(nested))

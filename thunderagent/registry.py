@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 from thunderagent.errors import ConfigError
 from thunderagent.policy import OptionError, Policy
 
-__all__ = ["GROUP", "load_policy", "make_policy", "policy_entry_points"]
+__all__ = ["GROUP", "load_policy", "make_policy", "policy_entry_points", "source_of"]
 
 GROUP = "thunderagent.policies"
 
@@ -23,9 +23,19 @@ def policy_entry_points() -> dict[str, EntryPoint]:
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         known = found.get(entry.name)
         if known is not None and known.value != entry.value:
-            raise ConfigError(f"two policies are named {entry.name!r}: {known.value} and {entry.value}; remove one")
+            both = " and ".join(f"{each.value} of {source_of(each)}" for each in (known, entry))
+            raise ConfigError(f"two policies are named {entry.name!r}: {both}; uninstall one")
         found[entry.name] = entry
     return found
+
+
+def source_of(entry: EntryPoint) -> str:
+    """The distribution that registers a policy."""
+    return "an unknown distribution" if entry.dist is None else entry.dist.name
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def load_policy(name: str) -> type[Policy]:
@@ -43,7 +53,7 @@ def load_policy(name: str) -> type[Policy]:
         found = entry.load()
     except Exception as error:  # a third party's module may fail in any way
         raise ConfigError(
-            f"policy {name!r} ({entry.value}) does not load: {type(error).__name__}: {error}"
+            f"policy {name!r} ({entry.value}) does not load: {_in_one_line(error)}; mend or uninstall {source_of(entry)}"
         ) from error
     if not (isinstance(found, type) and issubclass(found, Policy)):
         raise ConfigError(f"policy {name!r} ({entry.value}) is not a subclass of thunderagent.policy.Policy")
@@ -63,6 +73,6 @@ def make_policy(name: str, options: Mapping[str, str]) -> Policy:
     try:
         return kind.from_options(options)
     except OptionError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(" ".join(str(error).split())) from error
     except Exception as error:  # as above
-        raise ConfigError(f"policy {name!r} does not start: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"policy {name!r} does not start: {_in_one_line(error)}") from error

@@ -148,6 +148,7 @@ async def test_stream_has_the_recorded_shape(start: Start, name: str) -> None:
     status, body = await replay(await start(), request)
     assert status == 200
     assert stream_shape(body) == stream_shape(expected)
+    assert body.rstrip(b"\n") + b"\n\n" == body
 
 
 async def test_tool_call_has_the_recorded_shape(start: Start) -> None:

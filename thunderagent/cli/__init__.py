@@ -4,35 +4,81 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
+from typing import IO, Any, NoReturn
 
 import click
+from attrs import frozen
 
 from thunderagent import __version__
 
 __all__ = ["main"]
 
+
+@frozen
+class _Command:
+    """Where a command is, and its line in the list of commands, so that the list needs no import."""
+
+    where: str
+    summary: str
+
+
 _COMMANDS = {
-    "serve": "thunderagent.cli.serve:serve",
-    "engine": "thunderagent.cli.engine:engine",
-    "policies": "thunderagent.cli.policies:policies",
-    "programs": "thunderagent.cli.programs:programs",
+    "serve": _Command("thunderagent.cli.serve:serve", "Run the router in front of vLLM servers."),
+    "engine": _Command("thunderagent.cli.engine:engine", "Run an emulated vLLM engine."),
+    "policies": _Command("thunderagent.cli.policies:policies", "List the installed scheduling policies."),
+    "programs": _Command("thunderagent.cli.programs:programs", "List or release programs of a running router."),
 }
 
 
+class _OneLineUsageError(click.UsageError):
+    """A usage error told in one line: what was wrong, and where to look."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the line."""
+        where = "thunderagent" if self.ctx is None else self.ctx.command_path
+        message = self.format_message().replace("\n", " ").rstrip(".")
+        click.echo(f"{where}: {message}; see `{where} --help`", err=True)
+
+
 class _LazyGroup(click.Group):
-    """Imports a command's module only when it is needed: ``--help`` stays quick."""
+    """Imports a command's module only when it is called: ``--help`` stays quick."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        where = _COMMANDS.get(cmd_name)
-        if where is None:
+        known = _COMMANDS.get(cmd_name)
+        if known is None:
             return None
-        module, _, name = where.partition(":")
+        module, _, name = known.where.partition(":")
         command = getattr(import_module(module), name)
         assert isinstance(command, click.Command)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.summary) for name, command in _COMMANDS.items()])
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            _tell_in_one_line(error)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            _tell_in_one_line(error)
+
+
+def _tell_in_one_line(error: click.UsageError) -> NoReturn:
+    """Raise the error anew as one of a single line; the one that stands for a missing command is the help itself."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        raise error
+    raise _OneLineUsageError(error.format_message(), error.ctx) from None
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

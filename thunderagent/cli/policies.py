@@ -7,7 +7,7 @@ import inspect
 import click
 
 from thunderagent.errors import ConfigError
-from thunderagent.registry import load_policy, policy_entry_points
+from thunderagent.registry import load_policy, policy_entry_points, source_of
 
 __all__ = ["policies"]
 
@@ -22,10 +22,9 @@ def policies() -> None:
         click.echo(f"thunderagent policies: {error}", err=True)
         raise SystemExit(2) from None
     for name, entry in installed.items():
-        source = entry.dist.name if entry.dist is not None else "?"
         try:
             summary = (inspect.getdoc(load_policy(name)) or "").partition("\n")[0]
         except ConfigError as error:
             summary, failed = f"broken: {error}", True
-        click.echo(f"{name:<16} {source:<16} {summary}")
+        click.echo(f"{name:<16} {source_of(entry):<16} {summary}")
     raise SystemExit(1 if failed else 0)

@@ -25,7 +25,8 @@ def _with_options(command: Any) -> Any:
 
 def _click_option(option: Option) -> Any:
     if option.is_flag:
-        return click.option(option.flag, option.name, is_flag=True, default=None, help=option.help)
+        both = f"{option.flag}/--no-{option.flag.removeprefix('--')}"
+        return click.option(both, option.name, default=None, help=option.help)
     names = [option.flag]
     if option.name == "policy_options":
         names = ["--policy-option", "--policy-options"]
@@ -45,7 +46,7 @@ def _click_option(option: Option) -> Any:
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file with the same settings.")
 @_with_options
 def serve(config_file: Path | None, **flags: Any) -> None:
-    """Run the router in front of BACKENDS."""
+    """Run the router in front of vLLM servers, or others that speak the OpenAI API."""
     try:
         settings = read_settings(flags, os.environ, config_file)
         configure_logging(settings.log_level, settings.log_format)

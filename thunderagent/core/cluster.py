@@ -48,6 +48,11 @@ class Cluster:
         return len(self.queue)
 
     @property
+    def waiting_model_count(self) -> int:
+        """Different models that held turns ask for."""
+        return len(self.queue.models)
+
+    @property
     def paused(self) -> Collection[Program]:
         """Paused programs, whether a turn of theirs waits or not."""
         return self.paused_by_id.values()

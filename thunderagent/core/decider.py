@@ -64,19 +64,25 @@ class Decider:
 
         Returns whether it was forwarded.
         """
+        backend = self._find_backend(turn)
+        if backend is not None:
+            self._send(turn, backend)
+        return backend is not None
+
+    def _find_backend(self, turn: Turn) -> Backend | None:
+        """Where the turn goes now; None if it was held or refused instead."""
         self._decide_company(turn)
         choice = self._choose(turn)
         if isinstance(choice, Backend):
-            self._send(turn, choice)
-            return True
+            return choice
         max_held_turns = self.placement.settings.max_held_turns
         if self.cluster.queue.turn_count >= max_held_turns:
             self.turn_away(turn, RefuseCode.QUEUE_FULL, f"{max_held_turns} turns wait already", 5.0)
-            return False
+            return None
         self.placement.hold(turn, choice)
         if turn.tried:
             self.placement.retry_later(turn)
-        return False
+        return None
 
     def turn_away(self, turn: Turn, code: RefuseCode, message: str, retry_after_seconds: float | None = None) -> None:
         """Refuse a turn that is not in the queue; a program that never had another one goes with it."""
@@ -131,22 +137,35 @@ class Decider:
 
     def _send(self, turn: Turn, backend: Backend) -> None:
         """Forward a turn that is not in the queue, and with a new place its program's other held turns."""
+        if self._send_one(turn, backend):
+            assert turn.program is not None
+            self._forward_held(turn.program)
+
+    def _send_one(self, turn: Turn, backend: Backend) -> bool:
+        """Forward a turn that is not in the queue; whether its program has a new place by that."""
         program = turn.program
         if program is None or turn.waits_alone:
             self.placement.forward(turn, backend)
-            return
+            return False
         is_new_place = program.place is not backend
         self.placement.admit(program, backend)
         self.placement.forward(turn, backend)
-        if is_new_place:
-            self._forward_held(program)
+        return is_new_place
 
     def _forward_held(self, program: Program) -> None:
-        """The program has a place: each of its held turns is offered to the policy again."""
-        for turn in list(program.held.values()):
-            if not turn.waits_alone:
+        """The program has a new place: each of its held turns is offered to the policy again.
+
+        The policy may move the program with one of them, and then those held before are offered once more: in a
+        loop, since a program may hold thousands of turns. It ends, as each move forwards a turn.
+        """
+        is_new_place = True
+        while is_new_place:
+            is_new_place = False
+            for turn in [turn for turn in program.held.values() if not turn.waits_alone]:
                 self.unhold(turn)
-                self.place(turn)
+                backend = self._find_backend(turn)
+                if backend is not None:
+                    is_new_place |= self._send_one(turn, backend)
 
     def admit_turn(self, turn: Turn, backend: Backend) -> None:
         """Let a held turn and its program in without asking the policy: the hold limit was reached."""

@@ -185,6 +185,10 @@ class ClusterView(Protocol):
     @property
     def waiting_count(self) -> int: ...
     @property
+    def waiting_model_count(self) -> int:
+        """Different models that held turns ask for."""
+
+    @property
     def paused(self) -> Collection[ProgramView]: ...
     def waiting(self) -> Iterator[WaiterView]:
         """Oldest first."""

@@ -28,6 +28,7 @@ from thunderagent.core.decisions import Trigger
 from thunderagent.core.estimate import is_credible
 from thunderagent.core.events import Event
 from thunderagent.core.hold_limit import Reservations, roomiest
+from thunderagent.core.ids import BranchId
 from thunderagent.core.journal import Journal
 from thunderagent.core.placement import Placement
 from thunderagent.core.policy import Policy
@@ -185,22 +186,24 @@ class Scheduler:
 
     def _branch_of(self, event: events.TurnArrived, program: Program | None) -> Branch:
         branch = None if program is None else program.branches.get(event.branch)
+        if program is not None:
+            self._forget_old_branches(program, event.branch)
         if branch is None:
             branch = Branch(event.branch, program)
             self.cluster.ledger.name_prefixes(branch, event.prefixes)
             if program is not None:
-                self._forget_old_branches(program)
                 program.branches[branch.id] = branch
         branch.used_at = self.cluster.now
         return branch
 
-    def _forget_old_branches(self, program: Program) -> None:
+    def _forget_old_branches(self, program: Program, arriving: BranchId) -> None:
         """A conversation that ended inside a program (a sub-agent's, one from before a compaction) must not
         count for ever; its end is not announced, so age and number bound it."""
         settings, busy = self.settings, {turn.branch.id for turn in program.held.values()}
-        idle = [entry for entry in program.branches.values() if not entry.forwarded and entry.id not in busy]
+        others = [entry for entry in program.branches.values() if entry.id != arriving]
+        idle = [entry for entry in others if not entry.forwarded and entry.id not in busy]
         idle.sort(key=lambda branch: branch.used_at)
-        excess = len(program.branches) + 1 - settings.max_branches
+        excess = len(others) + 1 - settings.max_branches
         for index, branch in enumerate(idle):
             is_old = 0 < settings.branch_ttl_seconds <= self.cluster.now - branch.used_at
             if is_old or index < excess:

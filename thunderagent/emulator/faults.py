@@ -3,11 +3,11 @@
 A fault is set with ``thunderagent engine --fault KIND[:FIELD=VALUE,...]`` or ``POST /fault`` with
 ``{"kind": KIND, FIELD: VALUE, ...}``; ``GET /fault`` lists those in force, ``DELETE /fault`` ends them all.
 
-================ ========================================================================================
+================ =================================================================================================
 kind             what happens to an inference request
-================ ========================================================================================
+================ =================================================================================================
 ``refuse``       the connection is reset without an answer
-``status``       answered ``status`` (500) at once, with an error object in vLLM's shape
+``status``       answered ``status`` (500) at once, with an error object in vLLM's shape (503: its overload error)
 ``delay``        the first byte, also of the headers, comes ``seconds`` (1) late; the engine works meanwhile
 ``cut``          the connection is closed after ``after_chunks`` (0) events, without ``[DONE]``;
                  a reply that is not streamed breaks off half-way
@@ -15,7 +15,7 @@ kind             what happens to an inference request
 ``no_usage``     the reply carries no usage
 ``engine_death`` after ``after_chunks`` events: an error event and ``[DONE]`` under the 200; not streamed: 500
 ``unhealthy``    ``GET /health`` answers 503; inference is not affected
-================ ========================================================================================
+================ =================================================================================================
 
 ``requests`` limits a fault to that many requests (health checks for ``unhealthy``); without it the fault stays until
 it is cleared. Different kinds add up on one request; of the same kind the one set first is used up first.

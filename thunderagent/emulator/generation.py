@@ -27,6 +27,12 @@ DEATH_EVENTS = (
     % (ENGINE_DEAD.message.encode())
 )
 
+OVERLOADED = ApiError(
+    503,
+    "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance.",
+    "Service Unavailable",
+)
+
 CLIENT_LEFT = 499
 """Status of an answer that nobody reads."""
 
@@ -68,8 +74,11 @@ class Generator:
                 request.transport.abort()
             return web.Response(status=CLIENT_LEFT)
         if (status := faults.get(FaultKind.STATUS)) is not None:
-            kind = "Service Unavailable" if status.status == 503 else "InternalServerError"
-            raise ApiError(status.status, f"fault on demand: status {status.status}", kind)
+            raise (
+                OVERLOADED
+                if status.status == 503
+                else ApiError(status.status, f"fault on demand: status {status.status}", "InternalServerError")
+            )
         parsed = parse_request(api, decode_body(raw))
         reply = self._plan(parsed)
         request_id = request.headers.get("X-Request-Id") or parsed.request_id or fallback_id

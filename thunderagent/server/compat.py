@@ -80,6 +80,12 @@ def _backend_health(backend: Backend, programs: list[Program]) -> dict[str, Any]
         "draining": backend.is_draining,
         "capacity_tokens": backend.capacity_tokens,
         "accounted_tokens": backend.accounted_tokens,
+        "reasoning_tokens": backend.reasoning_tokens,
+        "acting_tokens": backend.acting_tokens,
+        "yielding_tokens": backend.yielding_tokens,
+        "guest_tokens": backend.guest_tokens,
+        "shared_tokens": backend.shared_tokens,
+        "reserved_tokens": backend.reserved_tokens,
         "turns_running": backend.turn_count,
     }
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+import structlog
 from attrs import define, field, frozen
 
 from thunderagent.core.ids import ProgramId
@@ -14,6 +16,8 @@ from thunderagent.core.usage import Usage
 from thunderagent.errors import ConfigError
 
 __all__ = ["COLUMNS", "Profiler", "TurnTiming"]
+
+_log = structlog.get_logger("thunderagent.profile")
 
 COLUMNS = (
     "program_id",
@@ -106,7 +110,7 @@ class Profiler:
         self._profiles[program] = profile
         if len(self._profiles) > _KEPT_PROGRAMS:
             del self._profiles[next(iter(self._profiles))]
-        first_byte_at = timing.first_byte_at or timing.ended_at
+        first_byte_at = timing.ended_at if timing.first_byte_at is None else timing.first_byte_at
         tool_seconds = None
         if profile.last_ended_at is not None:
             tool_seconds = max(0.0, timing.arrived_at - profile.last_ended_at)
@@ -145,8 +149,18 @@ class Profiler:
         if self._file is None:
             return
         cells = ["" if value is None else f"{value:.4f}" for value in values]
-        csv.writer(self._file).writerow([_safe_cell(program), step, *cells, f"{time.time():.3f}"])
-        self._file.flush()
+        try:
+            csv.writer(self._file).writerow([_safe_cell(program), step, *cells, f"{time.time():.3f}"])
+            self._file.flush()
+        except OSError as error:  # a full disk must not cost a turn; what is in memory goes on
+            _log.warning("profile.write_failed", directory=str(self.directory), error=error.strerror)
+            self._abandon()
+
+    def _abandon(self) -> None:
+        file, self._file = self._file, None
+        with suppress(OSError):
+            if file is not None:
+                file.close()
 
 
 def _safe_cell(text: str) -> str:

@@ -58,7 +58,7 @@ class _RandomRun:
         program = draw.choice([None, *(f"p{index}" for index in range(12))])
         tokens = draw.choice([draw.randint(20, 500), draw.randint(500, 4_000), draw.randint(3_000, 25_000)])
         prefixes = draw.choice([(), (_SYSTEM_PROMPT,), (_SYSTEM_PROMPT, _TASK)])
-        model = draw.choice([None, "m", "m", "n", "unheard-of"])
+        model = draw.choices([None, "m", "n", "unheard-of"], [4, 10, 4, 1])[0]
         self.driver.arrive(program, tokens, branch=draw.choice(["main", "sub"]), model=model, prefixes=prefixes)
 
     def end(self) -> None:

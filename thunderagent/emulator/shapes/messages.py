@@ -74,7 +74,7 @@ class MessagesShape(BlockShape):
         fields: dict[str, Any] = {"delta": {"stop_reason": self._stop_reason, "stop_sequence": None}}
         if usage is not None:
             fields["usage"] = self._usage(usage)
-        return self._close_block() + self._event("message_delta", fields) + self._event("message_stop", {}) + b"\n"
+        return self._close_block() + self._event("message_delta", fields) + self._event("message_stop", {})
 
     def whole(self, usage: Usage | None) -> bytes:
         """A ``message`` object."""
