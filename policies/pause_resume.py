@@ -110,7 +110,7 @@ class PauseResume(Policy):
         if cluster.waiting_count or (is_paused and not settings.react):
             return None
         rooms = _Rooms(self.settings, cluster)
-        fitting = [entry for entry in turn.eligible_backends if rooms.fits(entry, rooms.added(turn, entry))]
+        fitting = rooms.fitting(turn)
         if not fitting:
             return None
         if program is not None and settings.resume_on == "origin":
@@ -165,7 +165,7 @@ class PauseResume(Policy):
 
     def _place(self, waiter: WaiterView, rooms: _Rooms) -> Decision | None:
         turn, program = waiter.turn, waiter.program
-        fitting = [entry for entry in turn.eligible_backends if rooms.fits(entry, rooms.added(turn, entry))]
+        fitting = rooms.fitting(turn)
         if not fitting:
             return None
         chosen = max(fitting, key=rooms.room)
@@ -187,7 +187,7 @@ class PauseResume(Policy):
         for candidate in sorted(picked, key=lambda entry: -entry.need_tokens):
             backends = candidate.backends or cluster.backends
             chosen = max(backends, key=rooms.room, default=None)
-            if chosen is not None and rooms.fits(chosen, candidate.need_tokens):
+            if chosen is not None and rooms.fits(chosen, candidate.need_tokens, if_empty=False):
                 rooms.take(chosen, candidate.need_tokens)
                 decisions.append(candidate.decide(chosen.id))
         return decisions
@@ -282,11 +282,21 @@ class _Rooms:
         used_tokens = self.used(backend, decayed=True) + self._changes.get(backend.id, 0.0)
         return limit_tokens - used_tokens - reserved_tokens
 
-    def fits(self, backend: BackendView, tokens: int) -> bool:
-        """Whether a newcomer fits, with headroom and reserve; an empty backend takes anything."""
+    def fitting(self, turn: TurnView) -> list[BackendView]:
+        """Where the turn could run and its program fits."""
+        return [
+            backend
+            for backend in turn.eligible_backends
+            if backend.capacity_tokens is None or turn.prompt_tokens <= backend.capacity_tokens
+            if self.fits(backend, self.added(turn, backend))
+        ]
+
+    def fits(self, backend: BackendView, tokens: int, *, if_empty: bool = True) -> bool:
+        """Whether a newcomer fits, with headroom and reserve; with ``if_empty`` an empty backend takes anything."""
         if backend.capacity_tokens is None:
             return True
-        if backend.free_tokens == backend.capacity_tokens and backend.id not in self._changes:
+        is_empty = backend.free_tokens == backend.capacity_tokens and backend.id not in self._changes
+        if if_empty and is_empty:
             return True
         reserve_tokens = self.settings.growth_reserve * backend.capacity_tokens
         return tokens + self.settings.buffer_tokens + reserve_tokens <= self.room(backend)

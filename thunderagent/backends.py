@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import Callable
 
 import structlog
@@ -59,7 +60,7 @@ class WatchedBackend:
     observation: BackendObservation | None = None
     last_error: str | None = None
     observed_at: float | None = None
-    """Wall clock of the event loop at the last look that found it healthy."""
+    """Unix time of the last look that found it healthy."""
     look_now: asyncio.Event = field(factory=asyncio.Event)
     first_look: asyncio.Event = field(factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
@@ -72,6 +73,8 @@ class BackendPool:
     settings: WatchSettings
     send: Callable[[Event], None]
     watched: dict[BackendId, WatchedBackend] = field(factory=dict)
+    _retired: list[WatchedBackend] = field(factory=list)
+    """Removed ones; an answer may still be read from them, and an idle client holds no connection for long."""
 
     def add(self, config: BackendConfig) -> WatchedBackend:
         """Add a backend and begin to watch it. Inside a running loop; the id must be new."""
@@ -84,8 +87,12 @@ class BackendPool:
     async def remove(self, backend: BackendId) -> None:
         """Stop watching and forget a backend; answers still being read from it go on."""
         entry = self.watched.pop(backend)
-        await _stop(entry.task)
+        self._retired.append(entry)
+        if entry.task is not None:
+            entry.task.cancel()
+        # Told before anything is awaited: the same URL may be added again meanwhile.
         self.send(events.BackendRemoved(backend))
+        await _stop(entry.task)
 
     async def wait_first_looks(self, timeout_seconds: float) -> None:
         """Wait until each backend was looked at once, or the time is over."""
@@ -99,7 +106,7 @@ class BackendPool:
         """End all watching and close all connections."""
         for entry in self.watched.values():
             await _stop(entry.task)
-        for entry in self.watched.values():
+        for entry in (*self.watched.values(), *self._retired):
             await entry.client.close()
 
     def note_answer(self, backend: BackendId) -> None:
@@ -145,7 +152,7 @@ class BackendPool:
             return
         entry.failures, entry.observation = 0, scrape.observation
         entry.last_error = "; ".join(scrape.errors) or None
-        entry.observed_at = asyncio.get_running_loop().time()
+        entry.observed_at = time.time()
         seen = scrape.observation
         capacity_tokens = self.settings.capacity_tokens
         if capacity_tokens is None and seen is not None:

@@ -119,16 +119,19 @@ class Gateway:
             raise ShuttingDown("the router is shutting down", retry_after_seconds=5.0)
         ticket = Ticket(TurnId(next(self._turn_ids)), self, submission, self.clock.now())
         self.tickets[ticket.id] = ticket
-        self.handle(
-            events.TurnArrived(
-                turn=ticket.id,
-                program=submission.program,
-                branch=submission.branch,
-                model=submission.model,
-                body_bytes=len(submission.body),
-                prefixes=submission.prefixes,
-            )
+        arrival = events.TurnArrived(
+            turn=ticket.id,
+            program=submission.program,
+            branch=submission.branch,
+            model=submission.model,
+            body_bytes=len(submission.body),
+            prefixes=submission.prefixes,
         )
+        try:
+            self.handle(arrival)
+        except BaseException:
+            del self.tickets[ticket.id]
+            raise
         return ticket
 
     def release(self, program: ProgramId) -> bool:

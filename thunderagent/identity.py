@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 
@@ -129,9 +130,24 @@ def _parse(body: bytes) -> _Fields:
     except msgspec.ValidationError:
         raise InvalidJson("the body is not a JSON object") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidJson(f"the body is not valid JSON: {error}") from None
+        return _parse_leniently(body, error)
     except RecursionError:
         raise InvalidJson("the body is nested too deeply") from None
+
+
+def _parse_leniently(body: bytes, error: Exception) -> _Fields:
+    """What Python's own parser takes, and so vLLM: escapes of half a surrogate pair, which JavaScript clients write
+    that cut a text amid an emoji, and NaN. Raises InvalidJson with the first parser's error."""
+    try:
+        fields = json.loads(body)
+        if not isinstance(fields, dict):
+            raise InvalidJson("the body is not a JSON object")
+        _ENCODE.encode(list(fields))  # keys are written as text
+    except RecursionError:
+        raise InvalidJson("the body is nested too deeply") from None
+    except ValueError:
+        raise InvalidJson(f"the body is not valid JSON: {error}") from None
+    return {key: msgspec.Raw(json.dumps(value).encode()) for key, value in fields.items()}
 
 
 def _value(fields: _Fields, name: str) -> object:
@@ -169,12 +185,13 @@ def _take_program_id(fields: _Fields) -> tuple[ProgramId | None, bool]:
     extra = fields.get("extra_body")
     if extra is not None:
         try:
-            nested = _DECODE_FIELDS.decode(extra)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            nested = _parse(bytes(extra))
+        except InvalidJson:
             return found, changed
         if "program_id" in nested:
-            nested_id, changed = _own_id(nested, "extra_body.program_id"), True
-            found = found or nested_id
+            changed = True
+            if found is None:
+                found = _own_id(nested, "extra_body.program_id")
             del nested["program_id"]
             if nested:
                 fields["extra_body"] = msgspec.Raw(_ENCODE.encode(nested))

@@ -52,8 +52,9 @@ def load_policy(name: str) -> type[Policy]:
     try:
         found = entry.load()
     except Exception as error:  # a third party's module may fail in any way
+        remedy = f"mend or uninstall {source_of(entry)}"
         raise ConfigError(
-            f"policy {name!r} ({entry.value}) does not load: {_in_one_line(error)}; mend or uninstall {source_of(entry)}"
+            f"policy {name!r} ({entry.value}) does not load: {_in_one_line(error)}; {remedy}"
         ) from error
     if not (isinstance(found, type) and issubclass(found, Policy)):
         raise ConfigError(f"policy {name!r} ({entry.value}) is not a subclass of thunderagent.policy.Policy")

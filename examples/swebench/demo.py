@@ -1,4 +1,4 @@
-"""The main job on one machine without a GPU: two emulated engines, the router, the real mini-swe-agent: ``make demo``.
+"""``make demo``: the main job without a GPU: two emulated engines, the router, the real mini-swe-agent.
 
 The engines are emulated: they keep a real block-based KV cache and count real tokens, but no model runs; their
 replies come from a script of shell commands, and their seconds are simulated. Everything else is real: the router,
@@ -17,7 +17,7 @@ from pathlib import Path
 from examples.swebench import dataset
 from examples.swebench.checkouts import CheckoutError, failing_before
 from examples.swebench.demo_run import DemoSettings, PolicyRun, run_policy
-from examples.swebench.processes import ChildFailed, interrupt_on_sigterm
+from examples.swebench.processes import ChildFailed, interrupt_on_termination
 from examples.swebench.report import compare, render
 from examples.swebench.sample import Sample
 
@@ -34,7 +34,7 @@ class DemoError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """The demo; exit status 0, 1 (something did not come out right), 2 (usage), 130 (interrupted)."""
     options = _parse(arguments)
-    interrupt_on_sigterm()
+    interrupt_on_termination()
     try:
         return _run(options)
     except KeyboardInterrupt:
@@ -68,9 +68,9 @@ def _announce(settings: DemoSettings, policies: Sequence[str], output: Path) -> 
     repositories = len({sample.repo for sample in settings.samples})
     print(
         f"{len(settings.samples)} SWE-bench-format instances of {repositories} sample repositories, "
-        f"{settings.workers} agents at a time, {settings.engines} EMULATED engines of {settings.kv_tokens:,} KV tokens"
-        f" (preset {settings.preset}, {settings.speed:g} times as fast).\n"
-        "Emulated means: prompts, caching, batching and counts are real, no model runs, and no second here is a GPU's.\n"
+        f"{settings.workers} agents at a time, {settings.engines} EMULATED engines of "
+        f"{settings.kv_tokens:,} KV tokens (preset {settings.preset}, {settings.speed:g} times as fast).\n"
+        "Emulated means: prompts, caching, batching and counts are real; no model runs, no second is a GPU's.\n"
         f"Policy: {', '.join(policies)}. Files: {output}",
         flush=True,
     )
@@ -100,7 +100,8 @@ def _conclude(runs: Sequence[PolicyRun], settings: DemoSettings) -> int:
         print("\n" + "\n".join(compare(reports)))
     faults = [f"{run.report.policy}: {fault}" for run in runs for fault in _faults(run, settings)]
     print(
-        "\nThe engines are emulated: tokens, hits, holds and patches above are real counts, the seconds are not a GPU's."
+        "\nThe engines are emulated: tokens, hits, holds and patches above are real counts, "
+        "the seconds are not a GPU's."
     )
     for fault in faults:
         print(f"demo: {fault}", file=sys.stderr)
@@ -113,8 +114,6 @@ def _faults(run: PolicyRun, settings: DemoSettings) -> list[str]:
     """What did not come out as it should, one line each."""
     report = run.report
     faults = [f"{instance}: {verdict}" for instance, verdict in run.verdicts.items() if not verdict.resolved]
-    if run.agents_status != 0:
-        faults.append(f"mini-swe-agent ended with status {run.agents_status}, see {run.directory / 'logs'}")
     if report.router.programs_left:
         faults.append(f"{report.router.programs_left} programs left at the router")
     if report.policy == "pause-resume" and not (report.router.holds and report.router.pauses):
@@ -128,7 +127,7 @@ def _faults(run: PolicyRun, settings: DemoSettings) -> list[str]:
 
 
 def _prepare_output(output: Path) -> Path:
-    """Make the directory; what an earlier demo left there is moved away, anything else is refused."""
+    """Make the directory; what an earlier demo left there is removed, anything else is refused."""
     if output.exists() and any(output.iterdir()):
         if not (output / _MARKER).is_file():
             raise DemoError(f"{output} is not empty and not from an earlier demo; give another --output")
@@ -154,13 +153,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--policy", default="pause-resume", help="scheduling policy (default %(default)s)")
     parser.add_argument("--compare", action="store_true", help=f"run {', '.join(COMPARED)} one after the other")
-    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="default %(default)s")
+    parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="default %(default)s")
     parser.add_argument("--workers", type=_positive, help="agents at a time (default: all instances)")
     parser.add_argument("--instances", type=_positive, default=len(dataset.SAMPLES), help="only the first so many")
     parser.add_argument("--engines", type=_positive, default=2, help="emulated engines (default %(default)s)")
-    parser.add_argument("--kv-tokens", type=_positive, default=32_768, help="of each engine (default %(default)s)")
+    parser.add_argument("--kv-tokens", type=_positive, default=36_864, help="of each engine (default %(default)s)")
     parser.add_argument(
-        "--speed", type=_factor, default=4.0, help="simulated seconds per second (default %(default)s)"
+        "--speed", type=_factor, default=2.0, help="simulated seconds per second (default %(default)s)"
     )
     parser.add_argument("--preset", default="small-gpu", help="the engines' timing preset (default %(default)s)")
     parser.add_argument("--limit-seconds", type=_factor, default=600.0, help="per policy (default %(default)s)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -44,12 +45,10 @@ class DemoSettings:
 
 @attrs.frozen
 class PolicyRun:
-    """The outcome: the report, each instance's verdict, and mini-swe-agent's exit status."""
+    """The outcome: the report and each instance's verdict."""
 
     report: Report
     verdicts: dict[str, checkouts.Verdict]
-    agents_status: int
-    directory: Path
 
 
 def run_policy(policy: str, settings: DemoSettings, directory: Path) -> PolicyRun:
@@ -66,7 +65,7 @@ def run_policy(policy: str, settings: DemoSettings, directory: Path) -> PolicyRu
         router = _start_router(children, policy, settings, engines)
         started = time.monotonic()
         agents = _start_agents(children, settings, router, work, directory)
-        status = _follow(policy, settings, agents, children, router, engines, directory)
+        _follow(policy, settings, agents, children, router, engines, directory)
         wall_seconds = time.monotonic() - started
         engine_figures, router_figures = engine_counts(engines), router_counts(router)
     predictions = read_predictions(directory / "results")
@@ -83,7 +82,7 @@ def run_policy(policy: str, settings: DemoSettings, directory: Path) -> PolicyRu
         backends=settings.engines,
         kv_tokens=settings.kv_tokens,
     )
-    return PolicyRun(report, verdicts, status, directory)
+    return PolicyRun(report, verdicts)
 
 
 def prepare(samples: tuple[Sample, ...], directory: Path) -> Path:
@@ -132,7 +131,8 @@ def local_environment(directory: Path) -> dict[str, str]:
     """Environment of the agents: offline, git without the user's settings, this Python first on the path."""
     base = launch.offline_environment(launch.agents_environment(checkouts.git_environment()), directory / "home")
     interpreter = str(Path(sys.executable).parent)
-    return {**base, "PATH": f"{interpreter}:{base.get('PATH', '')}"}
+    # A fixed hash seed: what the commands print, and so the prompts, is the same in each run.
+    return {**base, "PATH": f"{interpreter}:{base.get('PATH', '')}", "PYTHONHASHSEED": "0"}
 
 
 def _start_engine(children: Children, number: int, settings: DemoSettings, directory: Path) -> str:
@@ -183,8 +183,8 @@ def _follow(
     router: str,
     engines: list[str],
     directory: Path,
-) -> int:
-    """Show progress until the agents end; their exit status. Raises ChildFailed as ``run_policy`` says."""
+) -> None:
+    """Show progress until the agents end. Raises ChildFailed as ``run_policy`` says, or for a bad exit status."""
     started = time.monotonic()
     tty = sys.stdout.isatty()
     while True:
@@ -193,12 +193,16 @@ def _follow(
         line = (
             f"{policy}: {seconds:4.0f} s  {progress(router, engines, directory / 'results', len(settings.samples))}"
         )
-        print(f"\r\x1b[K{line}" if tty else line, end="" if tty and status is None else "\n", flush=True)
+        if tty:
+            line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]
+        print(line, end="" if tty and status is None else "\n", flush=True)
         if status is not None:
-            return status
-        children.check()
+            break
+        children.check(but=agents)
         if seconds > settings.limit_seconds:
             raise agents.failed(f"took more than {settings.limit_seconds:g} s")
+    if status != 0:
+        raise agents.failed(f"ended with status {status}")
 
 
 def progress(router: str, engines: list[str], results: Path, instances: int) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from examples.swebench import launch, preflight
 from examples.swebench.predictions import read_predictions
-from examples.swebench.processes import Child, ChildFailed, Children, interrupt_on_sigterm, shell_line
+from examples.swebench.processes import Child, ChildFailed, Children, interrupt_on_termination, shell_line
 from examples.swebench.report import Report, engine_counts, read_trajectories, render, router_counts
 
 _EPILOG = """\
@@ -32,9 +32,10 @@ with make:
 
   make swebench-lite BACKENDS=http://HOST1:8000,http://HOST2:8000 MODEL=Qwen/Qwen3-Coder-30B-A3B-Instruct
   make swebench-lite BACKENDS=... MODEL=... DRY_RUN=1          only checks, and prints the commands
-  make swebench-lite BACKENDS=... MODEL=... EXTRA="--slice 0:10 -c agent.step_limit=100"
+  make swebench-lite BACKENDS=... MODEL=... LITE_ARGS="-- --slice 0:10 -c agent.step_limit=100"
 
-everything after -- goes to mini-swe-agent: --slice, --filter, --redo-existing, -c key=value
+LITE_ARGS are further options of this runner; everything after -- goes to mini-swe-agent (--slice, --filter,
+--redo-existing, -c key=value). A run into the same output directory goes on where the last one ended.
 """
 
 
@@ -51,14 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         environment_class=options.environment_class,
         output=options.output,
     )
-    interrupt_on_sigterm()
+    interrupt_on_termination()
+    os.environ.setdefault("MSWEA_SILENT_STARTUP", "1")
     try:
         found = preflight.problems(wanted)
         if found:
             print(preflight.report(found), file=sys.stderr, flush=True)
         fatal = any(problem.fatal for problem in found)
         if options.dry_run:
-            return _show(options) or (2 if fatal else 0)
+            _show(options)
+            return 2 if fatal else 0
         return 2 if fatal else run(options)
     except KeyboardInterrupt:
         print("swebench-lite: interrupted; the router and the agents are stopped", file=sys.stderr)
@@ -97,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
     print(render([report]))
     print(f"patches: {options.output / 'preds.json'} (evaluate them with the SWE-bench harness)")
     if status != 0:
-        print(f"swebench-lite: the agents ended with status {status}", file=sys.stderr)
+        print(f"swebench-lite: mini-swe-agent ended with status {status}", file=sys.stderr)
     if router_figures.programs_left:
         print(f"swebench-lite: {router_figures.programs_left} programs were not released", file=sys.stderr)
         return status or 1
@@ -128,13 +131,14 @@ def _commands(options: argparse.Namespace) -> tuple[list[str], list[str]]:
     return router, agents
 
 
-def _show(options: argparse.Namespace) -> int:
+def _show(options: argparse.Namespace) -> None:
+    options.backends = options.backends or ("BACKENDS",)
+    options.model = options.model or "MODEL"
     router, agents = _commands(options)
     print("# the router, stopped when the agents are done:")
     print(shell_line(router) + " &")
     print(f"# once http://127.0.0.1:{options.port}/readyz answers 200:")
     print(shell_line(agents, launch.agents_environment({})))
-    return 0
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -147,15 +151,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--backends", required=True, type=_urls, metavar="URL[,URL...]", help="the vLLM servers")
-    parser.add_argument("--model", required=True, type=_given, help="the model's name as the backends serve it")
+    parser.add_argument("--backends", type=_urls, default=(), metavar="URL[,URL...]", help="the vLLM servers")
+    parser.add_argument("--model", type=str.strip, default="", help="the model's name as the backends serve it")
     parser.add_argument("--host", default="127.0.0.1", help="address the router listens on (default %(default)s)")
     parser.add_argument("--port", type=_port, default=8300, help="the router's port (default %(default)s)")
     parser.add_argument("--policy", default="pause-resume", help="scheduling policy (default %(default)s)")
     parser.add_argument("--workers", type=_count, default=128, help="agents at a time (default %(default)s)")
     parser.add_argument("--subset", default="lite", help="lite, verified, full or a path (default %(default)s)")
     parser.add_argument("--split", default="test", help="split of the data set (default %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("output/swebench-lite"), help="default %(default)s")
+    parser.add_argument("--output", type=Path, default=Path("outputs/swebench-lite"), help="default %(default)s")
     parser.add_argument("--environment-class", default="docker", help="docker or local (default %(default)s)")
     parser.add_argument(
         "--router-option",
@@ -172,17 +176,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _given(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("is empty")
-    return text.strip()
-
-
 def _urls(text: str) -> tuple[str, ...]:
-    urls = tuple(dict.fromkeys(part.strip().rstrip("/") for part in text.split(",") if part.strip()))
-    if not urls:
-        raise argparse.ArgumentTypeError("give at least one address")
-    return urls
+    """Addresses without a slash or /v1 at their end, each once; empty for an empty text."""
+    parts = (part.strip().rstrip("/").removesuffix("/v1") for part in text.split(","))
+    return tuple(dict.fromkeys(part for part in parts if part))
 
 
 def _port(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import logging
 import os
 import shutil
 import socket
@@ -56,6 +57,7 @@ class Wanted:
 def problems(wanted: Wanted) -> list[Problem]:
     """Run every check, side by side, and return all that is wrong, in a fixed order."""
     checks: list[Callable[[], list[Problem]]] = [
+        lambda: check_given(wanted),
         *(lambda url=url: check_backend(url, wanted.model) for url in wanted.backends),
         lambda: check_port(wanted.host, wanted.port),
         check_agent,
@@ -65,6 +67,16 @@ def problems(wanted: Wanted) -> list[Problem]:
     with ThreadPoolExecutor(max_workers=8) as pool:
         found = list(pool.map(lambda check: check(), checks))
     return [problem for group in found for problem in group]
+
+
+def check_given(wanted: Wanted) -> list[Problem]:
+    """Backends and a model are named at all."""
+    found = []
+    if not wanted.backends:
+        found.append(Problem("no backend is given", "give BACKENDS=http://HOST:PORT[,...], the vLLM servers"))
+    if not wanted.model:
+        found.append(Problem("no model is given", "give MODEL=NAME as the backends serve it (see /v1/models)"))
+    return found
 
 
 def check_backend(url: str, model: str) -> list[Problem]:
@@ -85,13 +97,14 @@ def check_backend(url: str, model: str) -> list[Problem]:
         models = served_models(url)
     except (OSError, ValueError) as error:
         return [Problem(f"backend {url} does not list its models: {error}", "it has to speak the OpenAI API")]
-    if model in models:
+    if model in models or not model:
         return []
     names = ", ".join(models) or "none"
+    wanted = model or "NAME"
     return [
         Problem(
             f"backend {url} does not serve {model!r} but {names}",
-            f"give MODEL={models[0] if models else 'NAME'}, or serve it there (--served-model-name {model or 'NAME'})",
+            f"give MODEL={models[0] if models else 'NAME'}, or serve it there (--served-model-name {wanted})",
         )
     ]
 
@@ -155,12 +168,17 @@ def check_dataset(subset: str, split: str) -> tuple[int, list[Problem]]:
         from minisweagent.run.benchmarks.swebench import DATASET_MAPPING
     except ImportError:
         return 0, []  # check_agent says it
+    for name in ("datasets", "huggingface_hub"):  # they log each retry, the problem below says it once
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     path = DATASET_MAPPING.get(subset, subset)
     try:
         rows = load_dataset(path, split=split)
     except Exception as error:  # the loader raises what its many readers raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        remedy = "correct SUBSET and SPLIT; a name needs the network once, or HF_ENDPOINT; a path needs SPLIT.jsonl"
+        remedy = (
+            "correct SUBSET and SPLIT; a name is fetched from the hub once (HF_ENDPOINT for a mirror), "
+            "a path needs a file SPLIT.jsonl"
+        )
         return 0, [Problem(f"data set {path!r}, split {split!r}, can't be loaded: {reason}", remedy)]
     missing = [name for name in ("instance_id", "problem_statement") if name not in rows.column_names]
     if missing:

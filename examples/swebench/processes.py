@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 _POLL_SECONDS = 0.05
 _TAIL_LINES = 20
 _HTTP_SECONDS = 5.0
+_TERMINATING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ChildFailed(Exception):
@@ -148,10 +149,11 @@ class Children:
         self._children.append(child)
         return child
 
-    def check(self) -> None:
-        """Raises ChildFailed where one of them has ended."""
+    def check(self, but: Child) -> None:
+        """Raises ChildFailed where one of them has ended, ``but`` left out: its end is no failure."""
         for child in self._children:
-            child.check()
+            if child is not but:
+                child.check()
 
     def stop(self, child: Child) -> int:
         """Stop one child now; its exit status."""
@@ -161,11 +163,11 @@ class Children:
 
 @contextlib.contextmanager
 def _no_interruption() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back for the block, so that a second Ctrl-C can't leave children behind."""
+    """Ignore SIGINT, SIGTERM and SIGHUP for the block, so that a second Ctrl-C can't leave children behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in _TERMINATING}
     try:
         yield
     finally:
@@ -173,13 +175,18 @@ def _no_interruption() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def interrupt_on_sigterm() -> None:
-    """Make SIGTERM end this process as Ctrl-C does, so that ``Children`` stops what runs. Main thread only."""
+def interrupt_on_termination() -> None:
+    """Make SIGTERM and SIGHUP end this process as Ctrl-C does, so that ``Children`` stops what runs.
+
+    A SIGHUP that is ignored (nohup) stays ignored. Main thread only.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, interrupt)
 
 
 def free_port() -> int:

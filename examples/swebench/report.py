@@ -10,10 +10,10 @@ The figures have three sources:
   recomputed tokens.
 
 *Recomputed* are prompt tokens that the same program had in its previous prompt, so that they were in a KV cache once,
-and that were not found there again: previous prompt minus cached tokens of this turn, summed over turns, where that is
-at least a block of 16 tokens (less is the rest of a block, which no cache keeps). New tokens and the first prompt
-never count. Backends that report no cached tokens per turn (vLLM without ``--enable-prompt-tokens-details``) give
-no such figure; the table then says so.
+and that were not found there again: previous prompt minus cached tokens of this turn, summed over turns, where
+that is at least a block of 16 tokens (less is the rest of a block, which no cache keeps). New tokens and the first
+prompt never count. Where backends report no cached tokens per turn (vLLM without ``--enable-prompt-tokens-details``)
+there is no such figure, and the table says so.
 """
 
 from __future__ import annotations
@@ -144,7 +144,12 @@ def engine_counts(urls: Iterable[str]) -> EngineCounts:
 
 
 def router_counts(url: str) -> RouterCounts:
-    """The router's counters now. Raises OSError where it does not answer, ValueError for an answer of another form."""
+    """The router's counters now.
+
+    Raises:
+        OSError: it does not answer.
+        ValueError: its answer has another form.
+    """
     samples = read_samples(get(f"{url}/metrics"))
     programs = json.loads(get(f"{url}/programs"))
     shares = {
@@ -160,7 +165,7 @@ _ROUTER_COUNTERS = ("holds", "pauses", "resumes", "moves")
 
 
 def read_trajectories(directory: Path) -> Trajectories:
-    """Read ``<instance>/<instance>.traj.json`` below mini-swe-agent's output directory; unreadable ones are skipped."""
+    """Read ``<instance>/<instance>.traj.json`` below mini-swe-agent's output; unreadable ones are skipped."""
     statuses: Counter[str] = Counter()
     turns = largest = largest_sum = 0
     recomputed: int | None = None
@@ -269,9 +274,8 @@ def _shares(report: Report) -> str:
     )
 
 
-def _largest(report: Report) -> str:
-    largest = report.trajectories.largest_tokens
-    return f"{largest:,}" + (f" ({largest / report.kv_tokens:.0%} of one engine)" if report.kv_tokens else "")
+def _largest_share(report: Report) -> str:
+    return f"{report.trajectories.largest_tokens / report.kv_tokens:.0%}" if report.kv_tokens else "unknown"
 
 
 _ROWS = (
@@ -289,7 +293,8 @@ _ROWS = (
     ("pauses", lambda report: _count(report.router.pauses)),
     ("moves to another backend", lambda report: _count(report.router.moves)),
     ("turns per backend", _shares),
-    ("largest program, tokens", _largest),
+    ("largest program, tokens", lambda report: _count(report.trajectories.largest_tokens)),
+    ("  of one backend's KV", _largest_share),
     (
         "KV in demand / KV there",
         lambda report: "unknown" if report.demand_ratio is None else f"{report.demand_ratio:.2f}",

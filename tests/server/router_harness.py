@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -44,9 +45,9 @@ def chat(text: str = "hi", program: str | None = None, **fields: Any) -> dict[st
     return {**body, **fields}
 
 
-def words(tokens: int) -> str:
-    """Text of about so many tokens of the emulated engine."""
-    return "word" * tokens
+def words(tokens: int, word: str = "word") -> str:
+    """Text of about so many tokens of the emulated engine; programs with other words share no prefix."""
+    return word * tokens
 
 
 @define(eq=False)
@@ -111,7 +112,7 @@ class RawClient:
         parts: list[bytes] = []
         try:
             async for chunk in self.chunks():
-                parts.append(chunk)
+                parts.append(chunk)  # noqa: PERF401 what came before a cut must be kept
         except (asyncio.IncompleteReadError, ConnectionError):
             return b"".join(parts), False
         return b"".join(parts), True
@@ -163,12 +164,10 @@ class Router:
     ) -> tuple[int, dict[str, Any]]:
         """POST an object as JSON, or bytes as they are; the status and the JSON answer."""
         payload = body if isinstance(body, bytes) else json.dumps(body).encode()
-        async with self.session.post(self.url + path, data=payload, headers=headers) as answer:
+        async with self.session.post(self.url + path, data=io.BytesIO(payload), headers=headers) as answer:
             return answer.status, await answer.json()
 
-    async def raw(
-        self, body: Mapping[str, Any] | bytes, path: str = CHAT, headers: Sequence[str] = ()
-    ) -> RawClient:
+    async def raw(self, body: Mapping[str, Any] | bytes, path: str = CHAT, headers: Sequence[str] = ()) -> RawClient:
         """POST on a connection of its own, and leave the reading to the test."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         payload = body if isinstance(body, bytes) else json.dumps(body).encode()

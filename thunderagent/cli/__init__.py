@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import click
 from attrs import frozen
@@ -31,13 +31,15 @@ _COMMANDS = {
 
 
 class _OneLineUsageError(click.UsageError):
-    """A usage error told in one line: what was wrong, and where to look."""
+    """A usage error told in one line: which command, what was wrong, and where to look."""
+
+    def __init__(self, where: str, error: click.UsageError) -> None:
+        super().__init__(" ".join(error.format_message().split()).rstrip("."), error.ctx)
+        self.where = where
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the line."""
-        where = "thunderagent" if self.ctx is None else self.ctx.command_path
-        message = self.format_message().replace("\n", " ").rstrip(".")
-        click.echo(f"{where}: {message}; see `{where} --help`", err=True)
+        click.echo(f"{self.where}: {self.message}; see `{self.where} --help`", err=True)
 
 
 class _LazyGroup(click.Group):
@@ -65,20 +67,17 @@ class _LazyGroup(click.Group):
         try:
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
-            _tell_in_one_line(error)
+            if type(error).__name__ == "NoArgsIsHelpError":  # the help itself, from click 8.2 on
+                raise
+            raise _OneLineUsageError("thunderagent", error) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
-            _tell_in_one_line(error)
-
-
-def _tell_in_one_line(error: click.UsageError) -> NoReturn:
-    """Raise the error anew as one of a single line; the one that stands for a missing command is the help itself."""
-    if type(error).__name__ == "NoArgsIsHelpError":
-        raise error
-    raise _OneLineUsageError(error.format_message(), error.ctx) from None
+            command = ctx.invoked_subcommand
+            known = command in _COMMANDS
+            raise _OneLineUsageError(f"thunderagent {command}" if known else "thunderagent", error) from None
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

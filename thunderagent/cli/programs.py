@@ -18,7 +18,11 @@ _TIMEOUT_SECONDS = 10.0
 
 @click.command()
 @click.option(
-    "--url", default="http://127.0.0.1:8300", show_default=True, envvar="THUNDERAGENT_URL", help="Where the router is."
+    "--url",
+    default="http://127.0.0.1:8300",
+    show_default=True,
+    envvar="THUNDERAGENT_URL",
+    help="Where the router is.",
 )
 @click.option("--token", default=None, envvar="THUNDERAGENT_API_TOKEN", help="Token of the router.")
 @click.option("--release", "released", metavar="ID", help="Release this program instead of listing.")
@@ -36,9 +40,13 @@ def programs(url: str, token: str | None, released: str | None, as_json: bool) -
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
+    try:
+        lines = [_line(name, program) for name, program in answer.items()]
+    except (KeyError, TypeError):
+        raise _failure(url, "does not answer as a router: its programs lack fields") from None
     click.echo(f"{'program':<44} {'status':<10} {'activity':<10} {'tokens':>9} {'turns':>6}  backend")
-    for name, program in answer.items():
-        click.echo(_line(name, program))
+    for line in lines:
+        click.echo(line)
 
 
 def _line(name: str, program: dict[str, Any]) -> str:
@@ -53,8 +61,7 @@ def _word(answer: dict[str, Any]) -> str:
 
 
 def _call(url: str, token: str | None, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The router's answer; ends the process with status 1 and a line where there is none."""
-    where = urllib.parse.urlsplit(url).netloc
+    """The router's answer; ends the process where there is none."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
     if token:
@@ -66,13 +73,16 @@ def _call(url: str, token: str | None, body: dict[str, Any] | None = None) -> di
             found = json.load(answer)
     except urllib.error.HTTPError as error:
         what = f"answered {error.code}: {' '.join(error.read(500).decode('utf-8', 'replace').split())}"
-    except http.client.HTTPException as error:
-        what = f"does not speak HTTP: {type(error).__name__}"
-    except (OSError, ValueError) as error:
-        what = f"does not answer as a router: {getattr(error, 'reason', error)}"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        what = f"does not answer as a router: {type(reason).__name__}: {' '.join(str(reason).split())}"
     else:
         if isinstance(found, dict):
             return found
         what = "does not answer as a router: no JSON object"
-    click.echo(f"thunderagent programs: {where} {what}", err=True)
-    raise SystemExit(1)
+    raise _failure(url, what)
+
+
+def _failure(url: str, what: str) -> SystemExit:
+    click.echo(f"thunderagent programs: {urllib.parse.urlsplit(url).netloc} {what}", err=True)
+    return SystemExit(1)

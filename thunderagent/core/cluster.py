@@ -85,11 +85,14 @@ class Cluster:
     def fits(self, turn: Turn, backend: Backend, headroom_tokens: int = 0) -> bool:
         """Whether the turn and ``headroom_tokens`` fit into the backend's free tokens.
 
-        Unknown capacity fits all, and an empty backend fits anything: nothing is gained by waiting longer.
+        Unknown capacity fits all, and an empty backend fits any turn not larger than itself: nothing is gained
+        by waiting longer. (A turn larger than every eligible backend is not held at all.)
         """
         free_tokens = backend.free_tokens
-        if free_tokens is None or free_tokens == backend.capacity_tokens:
+        if free_tokens is None:
             return True
+        if free_tokens == backend.capacity_tokens:
+            return turn.could_hold(backend)
         return self.ledger.added_tokens(turn, backend) + headroom_tokens <= free_tokens
 
     def serving(self, model: str | None) -> Serving:

@@ -119,7 +119,7 @@ class Decider:
             return HoldReason.NO_BACKEND
         if place is not None and turn.program is not None and turn.program.status is Status.YIELDING:
             return HoldReason.YIELDING
-        if all(entry.capacity_tokens is not None and turn.need_tokens > entry.capacity_tokens for entry in eligible):
+        if not any(turn.could_hold(backend) for backend in eligible):
             # No wait makes it fit. The estimate may be off; if not, the engine says so best (context overflow).
             return place or roomiest(eligible)
         try:

@@ -21,7 +21,7 @@ from thunderagent.core.program import Program, Standing
 from thunderagent.core.queue import Waiter
 from thunderagent.core.turn import Turn
 
-__all__ = ["Reservations", "roomiest"]
+__all__ = ["Reservations", "roomiest", "roomiest_for"]
 
 
 def roomiest(backends: Sequence[Backend]) -> Backend:
@@ -34,6 +34,12 @@ def roomiest(backends: Sequence[Backend]) -> Backend:
         return (False, free_tokens)
 
     return max(backends, key=room)
+
+
+def roomiest_for(turn: Turn) -> Backend:
+    """The roomiest eligible backend whose whole cache could hold the turn, if any could; else the roomiest."""
+    eligible = turn.eligible_backends
+    return roomiest([backend for backend in eligible if turn.could_hold(backend)] or eligible)
 
 
 @define(eq=False)
@@ -62,7 +68,7 @@ class Reservations:
 
     def reserve(self, waiter: Waiter, turn: Turn) -> None:
         """Reserve room for a turn of the waiter that a backend is there for, where the least must be displaced."""
-        backend = roomiest(turn.eligible_backends)
+        backend = roomiest_for(turn)
         tokens = self.cluster.added_tokens(turn, backend)
         if backend.capacity_tokens is not None:
             tokens = min(tokens, backend.capacity_tokens)

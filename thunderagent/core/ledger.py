@@ -146,18 +146,14 @@ class Ledger:
         O(branches of the program).
         """
         program, branch = turn.program, turn.branch
-        if program is not None and program.place is backend:
-            wanted_tokens = self._wanted_tokens(branch, backend, True, turn)
-            return max(0, wanted_tokens - self._charged_tokens(branch, backend))
-        if program is None or turn.waits_alone:
-            need_tokens, branches = turn.need_tokens, [branch]
-        else:
-            need_tokens, branches = program.need_tokens_with(turn), list(program.branches.values())
-        return max(0, need_tokens - self._resident_tokens(branches, backend))
+        is_home = program is not None and program.place is backend
+        if program is None or turn.waits_alone or is_home:
+            return self._brought_tokens({branch: self._wanted_tokens(branch, backend, is_home, turn)}, backend)
+        return self._brought_tokens(program.need_by_branch(turn), backend)
 
     def added_tokens_of(self, program: Program, backend: Backend) -> int:
         """Tokens that placing the program there would add to the account."""
-        return max(0, program.need_tokens - self._resident_tokens(list(program.branches.values()), backend))
+        return self._brought_tokens(program.need_by_branch(), backend)
 
     def footprint_tokens(self, program: Program) -> int:
         """What the program would take alone on a backend: own tokens and its shared prefixes in full."""
@@ -171,16 +167,17 @@ class Ledger:
         }
         return program.own_tokens + sum(self.prefixes[key].tokens for key in keys)
 
-    def _resident_tokens(self, branches: list[Branch], backend: Backend) -> int:
-        """What is charged there already that these branches would not bring again."""
+    def _brought_tokens(self, wanted: dict[Branch, int], backend: Backend) -> int:
+        """What charging these branches so much there would add: not what they are charged there already, nor the
+        shared prefixes that are there or that two of them bring."""
         own_tokens = 0
         keys: set[PrefixKey] = set()
-        for branch in branches:
+        for branch, wanted_tokens in wanted.items():
+            wanted_own_tokens, prefixes = self._split(branch, wanted_tokens)
             charge = branch.charges.get(backend)
-            if charge is not None:
-                own_tokens += charge.own_tokens
-            keys.update(key for key in branch.prefixes if key in backend.shared)
-        return own_tokens + sum(backend.shared[key].tokens for key in keys)
+            own_tokens += wanted_own_tokens - (0 if charge is None else charge.own_tokens)
+            keys.update(key for key in prefixes if key not in backend.shared)
+        return max(0, own_tokens + sum(self.prefixes[key].tokens for key in keys))
 
     @staticmethod
     def _wanted_tokens(branch: Branch, backend: Backend, home: bool, joining: Turn | None = None) -> int:
@@ -192,12 +189,6 @@ class Ledger:
                 output_tokens += turn.output_tokens
         running_tokens = prompt_tokens + output_tokens
         return max(running_tokens, branch.kept_tokens) if home else running_tokens
-
-    def _charged_tokens(self, branch: Branch, backend: Backend) -> int:
-        charge = branch.charges.get(backend)
-        if charge is None:
-            return 0
-        return charge.own_tokens + sum(self.prefixes[key].tokens for key in charge.prefixes)
 
     def _split(self, branch: Branch, wanted_tokens: int) -> tuple[int, tuple[PrefixKey, ...]]:
         """Own tokens, and the shared prefixes from the start that fit into what is wanted."""

@@ -145,20 +145,16 @@ class Program:
     @property
     def need_tokens(self) -> int:
         """Tokens that it needs resident to go on: each branch's history, or its turns' prompts where longer."""
-        return self._need_tokens(*self.held.values(), *self.forwarded.values())
+        return sum(self.need_by_branch().values())
 
-    def need_tokens_with(self, turn: Turn) -> int:
-        """``need_tokens`` with a turn that may have only just arrived, and be neither held nor forwarded yet."""
-        return self._need_tokens(*self.held.values(), *self.forwarded.values(), turn)
-
-    def _need_tokens(self, *turns: Turn) -> int:
-        need = {branch.id: branch.kept_tokens for branch in self.branches.values()}
-        for turn in turns:
-            if turn.waits_alone:
-                continue
-            branch_id = turn.branch.id
-            need[branch_id] = max(need.get(branch_id, 0), turn.need_tokens)
-        return sum(need.values())
+    def need_by_branch(self, arriving: Turn | None = None) -> dict[Branch, int]:
+        """What ``need_tokens`` sums up. ``arriving``: a turn that may be neither held nor forwarded yet."""
+        need = {branch: branch.kept_tokens for branch in self.branches.values()}
+        turns = [*self.held.values(), *self.forwarded.values()]
+        for turn in turns if arriving is None else [*turns, arriving]:
+            if not turn.waits_alone:
+                need[turn.branch] = max(need.get(turn.branch, 0), turn.need_tokens)
+        return need
 
     @property
     def prefixes(self) -> frozenset[PrefixKey]:

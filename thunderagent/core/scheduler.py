@@ -27,7 +27,7 @@ from thunderagent.core.decider import Decider
 from thunderagent.core.decisions import Trigger
 from thunderagent.core.estimate import is_credible
 from thunderagent.core.events import Event
-from thunderagent.core.hold_limit import Reservations, roomiest
+from thunderagent.core.hold_limit import Reservations, roomiest_for
 from thunderagent.core.ids import BranchId
 from thunderagent.core.journal import Journal
 from thunderagent.core.placement import Placement
@@ -430,7 +430,7 @@ class Scheduler:
             self._placement.forward(turn, place)
         elif on_limit is OnHoldLimit.FORCE:
             origin = None if turn.program is None else turn.program.origin
-            backend = next((entry for entry in eligible if entry.id == origin), None) or roomiest(eligible)
+            backend = next((entry for entry in eligible if entry.id == origin), None) or roomiest_for(turn)
             self._placement.commands.append(ProgramForced(turn.program_id, backend.id))
             self._decider.admit_turn(turn, backend)
         else:

@@ -78,6 +78,10 @@ class Turn:
             return self.serving.backends
         return [backend for backend in self.serving.backends if backend.id not in self.tried]
 
+    def could_hold(self, backend: Backend) -> bool:
+        """Whether it fits into the whole cache of the backend, as far as that is known."""
+        return backend.capacity_tokens is None or self.need_tokens <= backend.capacity_tokens
+
     @property
     def need_tokens(self) -> int:
         """Prompt and output so far."""

@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from thunderagent.backends import BackendConfig
 from thunderagent.core import events
-from thunderagent.core.ids import BackendId
+from thunderagent.core.ids import BackendId, ProgramId
 from thunderagent.core.invariants import violations
 from thunderagent.core.program import Program
 from thunderagent.errors import BadRequest, InvalidJson, NotFound, ProfilingOff
@@ -74,10 +74,10 @@ async def delete_program(request: web.Request) -> web.Response:
 
 def _program(request: web.Request) -> Program:
     name = request.match_info["program"]
-    for program in state_of(request).gateway.scheduler.cluster.program_by_id.values():
-        if program.id == name:
-            return program
-    raise NotFound(f"no program {name!r}", param="program_id")
+    program = state_of(request).gateway.scheduler.cluster.program(ProgramId(name))
+    if program is None:
+        raise NotFound(f"no program {name!r}", param="program_id")
+    return program
 
 
 # Backends

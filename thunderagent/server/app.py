@@ -83,5 +83,5 @@ async def _watching(app: web.Application) -> AsyncIterator[None]:
     state.is_ready = True
     yield
     state.is_ready = False
-    state.gateway.stop()
     await state.pool.close()
+    state.gateway.stop()  # last: what the watching tasks tell arms its timer

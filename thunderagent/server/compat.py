@@ -6,7 +6,6 @@ from typing import Any
 
 from thunderagent import __version__
 from thunderagent.core.backend import Backend
-from thunderagent.core.cluster import Cluster
 from thunderagent.core.program import Program, Standing, Status
 from thunderagent.server.state import State
 
@@ -19,7 +18,7 @@ _SCHEDULING_POLICIES = ("round-robin", "affinity")
 
 def program_json(program: Program, state: State) -> dict[str, Any]:
     """One program; ``state`` is the published word, ``scheduling_status`` the exact one."""
-    cluster = state.gateway.scheduler.cluster
+    cluster, now = state.gateway.scheduler.cluster, state.gateway.clock.now()
     shown: dict[str, Any] = {
         "backend": None if program.place is None else program.place.id,
         "context_len": program.context_bytes,
@@ -32,8 +31,8 @@ def program_json(program: Program, state: State) -> dict[str, Any]:
         "turns_running": len(program.forwarded),
         "turns_held": len(program.held),
         "conversations": len(program.branches),
-        "waiting_seconds": _since(cluster, program.waiting_since),
-        "idle_seconds": _since(cluster, program.idle_since if program.is_idle else None),
+        "waiting_seconds": _since(now, program.waiting_since),
+        "idle_seconds": _since(now, program.idle_since if program.is_idle else None),
     }
     if state.profiler is not None:
         shown["profile"] = state.profiler.profile(program.id)
@@ -160,5 +159,5 @@ def _engine_metrics(entry: Any) -> dict[str, Any] | None:
     }
 
 
-def _since(cluster: Cluster, at: float | None) -> float | None:
-    return None if at is None else round(max(0.0, cluster.now - at), 3)
+def _since(now: float, at: float | None) -> float | None:
+    return None if at is None else round(max(0.0, now - at), 3)

@@ -16,6 +16,7 @@ from thunderagent.errors import RouterError
 from thunderagent.gateway import Ticket
 from thunderagent.identity import IdentityRules, Submission, identify
 from thunderagent.server.holding import HeldAnswer
+from thunderagent.server.middleware import may_forward_credentials
 from thunderagent.server.state import State, state_of
 from thunderagent.telemetry.profile import TurnTiming
 from thunderagent.upstream.client import ForwardFailed
@@ -109,7 +110,7 @@ class _Run:
                 self.request.headers,
                 program_id=self.submission.program,
                 backend_key=entry.config.api_key,
-                forward_credentials=self.state.settings.api_token is None,
+                forward_credentials=may_forward_credentials(self.request),
             )
             headers.popall("Content-Encoding", None)
             try:
@@ -176,6 +177,8 @@ class _Run:
             first_byte_seconds=None if first_byte_at is None else first_byte_at - self.arrived_at,
             total_seconds=ended_at - self.arrived_at,
         )
+        if backend not in self.state.pool.watched:
+            self.state.metrics.forget_backend(backend)  # removed while the turn ran
         if self.state.profiler is not None and self.submission.program is not None:
             timing = TurnTiming(self.arrived_at, forwarded_at, first_byte_at, ended_at)
             self.state.profiler.record(self.submission.program, timing, self.usage)

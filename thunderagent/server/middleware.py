@@ -22,7 +22,7 @@ from thunderagent.errors import (
 )
 from thunderagent.server.state import state_of
 
-__all__ = ["check_admin", "error_response", "middlewares"]
+__all__ = ["check_admin", "error_response", "may_forward_credentials", "middlewares"]
 
 _log = structlog.get_logger("thunderagent.server")
 
@@ -31,11 +31,20 @@ _OPEN_PATHS = ("/health", "/livez", "/readyz", "/metrics", "/")
 """Answered without a client token: orchestrators and Prometheus have none. They show no program id."""
 
 
+_MESSAGES_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+}
+
+
 def error_response(error: RouterError, path: str) -> web.Response:
     """The answer for an error, in the shape of the API that was called."""
     if path.startswith("/v1/messages"):
-        kind = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error"}
-        inner = {"type": kind.get(error.status, "api_error"), "message": error.message, "code": error.code}
+        kind = _MESSAGES_TYPES.get(error.status, "api_error")
+        inner = {"type": kind, "message": error.message, "code": error.code}
         body: dict[str, object] = {"type": "error", "error": inner}
     else:
         plain = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
@@ -55,12 +64,22 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
     except RouterError as error:
         return error_response(error, request.path)
     except web.HTTPException as error:
-        return error_response(_translated(error, request), request.path)
+        response = error_response(_translated(error, request), request.path)
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+        return response
     except ConnectionError:
         raise
+    except web.RequestPayloadError as error:
+        cause = error.__cause__ or error
+        return error_response(BadRequest(f"the body cannot be read: {_first_line(cause)}"), request.path)
     except Exception:
         _log.exception("request.failed", method=request.method, path=request.path)
         return error_response(InternalError("internal error of the router; its log says more"), request.path)
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(getattr(error, "message", error)).split("\n", 1)[0].split())
 
 
 def _translated(error: web.HTTPException, request: web.Request) -> RouterError:
@@ -96,6 +115,14 @@ def _sent(request: web.Request, token: str) -> bool:
     if scheme.lower() != "bearer":
         value = request.headers.get("x-api-key", "")
     return hmac.compare_digest(value.strip().encode("utf-8", "replace"), token.encode())
+
+
+def may_forward_credentials(request: web.Request) -> bool:
+    """Whether the client's credentials are meant for the backend: never where they are a token of the router."""
+    settings = state_of(request).settings
+    if settings.api_token is not None:
+        return False
+    return settings.admin_token is None or not _sent(request, settings.admin_token)
 
 
 def check_admin(request: web.Request) -> None:

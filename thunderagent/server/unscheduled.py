@@ -12,6 +12,7 @@ from thunderagent.backends import WatchedBackend
 from thunderagent.core.backend import Backend
 from thunderagent.errors import BackendGone, BackendUnavailable, InvalidJson, ModelNotFound, NotFound, ShuttingDown
 from thunderagent.identity import IdentityRules, identify
+from thunderagent.server.middleware import may_forward_credentials
 from thunderagent.server.state import State, state_of
 from thunderagent.upstream.client import ForwardFailed
 from thunderagent.upstream.headers import request_headers
@@ -54,7 +55,7 @@ async def handle_unscheduled(request: web.Request) -> web.StreamResponse:
         headers = request_headers(
             request.headers,
             backend_key=entry.config.api_key,
-            forward_credentials=state.settings.api_token is None,
+            forward_credentials=may_forward_credentials(request),
         )
         headers.popall("Content-Encoding", None)
         try:

@@ -6,6 +6,7 @@ import logging
 import sys
 
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
 
 __all__ = ["configure_logging"]
 
@@ -14,24 +15,46 @@ def configure_logging(level: str, log_format: str) -> None:
     """Set up structlog for this process; only the command line calls it.
 
     ``level`` is a name of the logging module in small letters; ``log_format``: ``auto`` (console on a terminal,
-    else JSON), ``console`` or ``json``. Logs go to stderr.
+    else JSON), ``console`` or ``json``. Logs go to stderr; warnings that libraries log take the same form.
     """
     is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
-    renderer: structlog.types.Processor
-    if is_console:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=24)
-    else:
-        renderer = structlog.processors.JSONRenderer()
     shared: list[structlog.types.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    if not is_console:
-        shared.append(structlog.processors.format_exc_info)
+    renderers = _console() if is_console else _json()
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_without_quoted_request)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+def _without_quoted_request(record: logging.LogRecord) -> bool:
+    """What aiohttp says of a request that is no HTTP quotes its bytes, a key in a broken header line too."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError):
+        record.msg, record.args, record.exc_info = f"unreadable request: {type(error).__name__}", (), None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+    return True
+
+
+def _console() -> list[structlog.types.Processor]:
+    # Plain tracebacks: the default shows local variables where rich is installed, and those hold bodies and keys.
+    return [
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+    ]
+
+
+def _json() -> list[structlog.types.Processor]:
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]

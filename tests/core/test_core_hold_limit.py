@@ -1,0 +1,304 @@
+"""What happens to a turn that waited for ``max_hold_seconds``, in each of the three modes."""
+
+from __future__ import annotations
+
+import pytest
+from core_policies import Scripted, hold, where_it_fits
+
+from thunderagent.core.commands import (
+    Forward,
+    PauseReason,
+    ProgramAdmitted,
+    ProgramForced,
+    ProgramPaused,
+    ProgramYielding,
+    Refuse,
+    RefuseCode,
+    TurnHeld,
+)
+from thunderagent.core.events import BackendFailed, BackendObserved, BackendRecovered
+from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
+from thunderagent.policy import Admit, BackendId, ProgramId
+from thunderagent.testing.scheduler_driver import SchedulerDriver
+
+A, B, P, Q, R = BackendId("A"), BackendId("B"), ProgramId("p"), ProgramId("q"), ProgramId("r")
+
+
+def full_driver(on_hold_limit: OnHoldLimit = OnHoldLimit.HEAD, limit_seconds: float = 100.0) -> SchedulerDriver:
+    """One backend of 10,000 tokens; p (6,000, served for 10 s) and q (3,000, served for 5 s) act on it at 15 s."""
+    settings = SchedulerSettings(max_hold_seconds=limit_seconds, on_hold_limit=on_hold_limit)
+    driver = SchedulerDriver(Scripted(where_it_fits), settings)
+    driver.add("A", 10_000)
+    driver.finish(driver.arrive("p", 6_000), 6_000, after=10.0)
+    driver.finish(driver.arrive("q", 3_000), 3_000, after=5.0)
+    return driver
+
+
+def test_head_displaces_the_idle_program_served_for_longest() -> None:
+    """p leaves at once, since no turn of it runs, and r has its place; q stays."""
+    driver = full_driver()
+    turn = driver.arrive("r", 5_000)
+    driver.advance(99.0)
+    before = len(driver.commands)
+    driver.advance(1.0)
+    assert driver.commands[before:] == [
+        ProgramPaused(P, A, PauseReason.HOLD_LIMIT),
+        ProgramAdmitted(R, A, 100.0, False),
+        Forward(turn, A),
+    ]
+    assert driver.accounted() == {"A": 8_000}
+
+
+def test_head_waits_for_the_boundary_of_a_running_program() -> None:
+    """The displaced program's turn finishes first; at no time is more accounted than there is."""
+    driver = full_driver()
+    running = driver.arrive("p", 6_000)
+    turn = driver.arrive("r", 5_000)
+    driver.advance(100.0)
+    assert driver.told(ProgramYielding) == [ProgramYielding(P, A)]
+    assert turn in driver.held
+    assert driver.backend("A").free_tokens == 10_000 - 9_000 - 5_000
+    driver.finish(running, 6_000, after=1.0)
+    assert driver.told(ProgramPaused) == [ProgramPaused(P, A, PauseReason.POLICY)]
+    assert driver.where[turn] == A
+    assert driver.accounted() == {"A": 8_000}
+    assert driver.backend("A").reserved_tokens == 0
+
+
+def test_head_displaces_more_than_one_where_needed() -> None:
+    """A turn of 9,000 needs the room of both, the one served for longest first."""
+    driver = full_driver()
+    turn = driver.arrive("r", 9_000)
+    driver.advance(100.0)
+    assert [notice.program for notice in driver.told(ProgramPaused)] == [P, Q]
+    assert driver.where[turn] == A
+
+
+def test_head_keeps_newcomers_out_of_the_reserved_room() -> None:
+    """A policy sees reserved tokens as taken, so the room grows until the urgent turn has it."""
+    driver = full_driver()
+    running = driver.arrive("p", 6_000)
+    turn = driver.arrive("r", 5_000)
+    driver.advance(100.0)
+    late = driver.arrive("s", 500)
+    assert late in driver.held
+    driver.finish(running, 6_000)
+    assert {turn, late} == set(driver.running)
+
+
+def test_head_gives_the_reservation_back_when_the_client_leaves() -> None:
+    """No phantom tokens stay behind, and others use the room."""
+    driver = full_driver()
+    driver.arrive("p", 6_000)
+    turn = driver.arrive("r", 5_000)
+    driver.advance(100.0)
+    assert driver.backend("A").reserved_tokens == 5_000
+    driver.abandon(turn)
+    assert driver.backend("A").reserved_tokens == 0
+    assert driver.arrive("s", 500) in driver.running
+    driver.close()
+
+
+def test_head_gives_the_reservation_back_on_release() -> None:
+    """The held turn is answered, the room is free."""
+    driver = full_driver()
+    driver.arrive("p", 6_000)
+    turn = driver.arrive("r", 5_000)
+    driver.advance(100.0)
+    driver.release("r")
+    assert [refused.code for refused in driver.told(Refuse)] == [RefuseCode.PROGRAM_RELEASED]
+    assert turn not in driver.held
+    assert driver.backend("A").reserved_tokens == 0
+
+
+def test_head_keeps_the_order_of_those_that_reached_the_limit() -> None:
+    """A small turn behind a large one does not take the room that is made for the first."""
+    driver = full_driver()
+    running = [driver.arrive("p", 6_000), driver.arrive("q", 3_000)]
+    large, small = driver.arrive("r", 9_500), driver.arrive("s", 2_000, after=1.0)
+    driver.advance(100.0)
+    assert {large, small} <= set(driver.held)
+    driver.finish(running[1], 3_000)
+    assert {large, small} <= set(driver.held)
+    driver.finish(running[0], 6_000)
+    assert driver.where == {large: A}
+    driver.finish(large, 9_500)
+    assert driver.where == {small: A}
+
+
+def test_head_with_two_turns_of_one_program_reserves_once() -> None:
+    """Both reached the limit together; the program's room is what its turns need."""
+    driver = full_driver()
+    driver.arrive("p", 6_000)
+    turns = [driver.arrive("r", 4_000), driver.arrive("r", 1_000, branch="sub")]
+    driver.advance(100.0)
+    assert driver.backend("A").reserved_tokens == 5_000
+    driver.finish(next(iter(driver.running)), 6_000)
+    assert sorted(driver.running) == turns
+
+
+def test_head_reserves_elsewhere_when_the_backend_is_lost() -> None:
+    """The reservation goes with its backend; the turns look again at once, and none is left without an end."""
+    driver = full_driver()
+    driver.add("B", 20_000)
+    driver.arrive("x", 20_000)
+    running = driver.arrive("p", 6_000)
+    turns = [driver.arrive("r", 9_000, model="m"), driver.arrive("r", 500, branch="sub", model="m")]
+    driver.advance(100.0)
+    origin = next(name for name in "AB" if driver.backend(name).reserved_tokens)
+    driver.send(BackendFailed(BackendId(origin), "gone"))
+    other = "B" if origin == "A" else "A"
+    driver.advance(0.0)
+    assert driver.backend(origin).reserved_tokens == 0
+    assert set(turns) <= {*driver.held, *driver.running}
+    driver.send(BackendFailed(BackendId(other), "gone"))
+    driver.advance(0.0)
+    assert [refused.code for refused in driver.told(Refuse)] == [RefuseCode.BACKEND_UNAVAILABLE] * 2
+    driver.finish(running)
+    driver.close()
+
+
+def test_head_looks_again_when_the_backend_no_longer_serves_the_model() -> None:
+    """A reservation for a model that the backend has dropped is never used."""
+    driver = full_driver()
+    driver.arrive("p", 6_000)
+    turn = driver.arrive("r", 5_000, model="m")
+    driver.advance(100.0)
+    driver.send(BackendObserved(A, ("n",)))
+    assert driver.backend("A").reserved_tokens == 0
+    driver.advance(0.0)
+    expected = Refuse(
+        turn, RefuseCode.BACKEND_UNAVAILABLE, "no place within 100 s: no backend takes turns of this model", 5.0
+    )
+    assert driver.told(Refuse) == [expected]
+
+
+def test_policy_may_not_admit_who_reached_the_limit() -> None:
+    """The scheduler makes the room itself; a decision on the program is rejected."""
+    driver = full_driver()
+    driver.arrive("p", 6_000)
+    driver.arrive("r", 5_000)
+    driver.advance(100.0)
+    driver.policy.decisions = [Admit(R, A)]  # type: ignore[attr-defined]
+    driver.arrive("s", 1)
+    assert [notice.reason for notice in driver.commands if type(notice).__name__ == "DecisionRejected"] == [
+        "the scheduler makes room for the program"
+    ]
+
+
+def test_force_forwards_to_the_roomiest_without_regard_to_room() -> None:
+    """The published way: it overcommits, and says so."""
+    driver = full_driver(OnHoldLimit.FORCE)
+    driver.add("B", 1_000)
+    driver.arrive("s", 900)
+    turn = driver.arrive("r", 5_000)
+    before = len(driver.commands)
+    driver.advance(100.0)
+    assert driver.commands[before:] == [ProgramForced(R, A), ProgramAdmitted(R, A, 100.0, False), Forward(turn, A)]
+    assert driver.backend("A").free_tokens is not None
+    assert driver.backend("A").free_tokens < 0
+
+
+def test_force_prefers_the_former_backend() -> None:
+    """Where its prefix may still lie."""
+    settings = SchedulerSettings(max_hold_seconds=100.0, on_hold_limit=OnHoldLimit.FORCE)
+    policy = Scripted(lambda turn, cluster: "B")
+    driver = SchedulerDriver(policy, settings)
+    driver.add("A", 50_000)
+    driver.add("B", 10_000)
+    driver.finish(driver.arrive("p", 2_000))
+    driver.send(BackendFailed(B, "gone"))
+    driver.send(BackendRecovered(B))
+    policy.answer = hold
+    driver.arrive("p", 2_000)
+    driver.advance(100.0)
+    assert driver.told(ProgramForced) == [ProgramForced(P, A)]
+    driver.close()
+
+
+def test_force_sends_each_turn_only_where_its_model_is_served() -> None:
+    """Two turns of one program for different models each go to their own backend."""
+    settings = SchedulerSettings(max_hold_seconds=100.0, on_hold_limit=OnHoldLimit.FORCE)
+    driver = SchedulerDriver(Scripted(hold), settings)
+    driver.add("A", 50_000, ["m"])
+    driver.add("B", 10_000, ["n"])
+    first, second = driver.arrive("p", model="m"), driver.arrive("p", branch="sub", model="n")
+    driver.advance(200.0)
+    assert driver.where == {first: A, second: B}
+
+
+def test_refuse_answers_after_the_limit() -> None:
+    """503 with Retry-After; the other programs are left alone."""
+    driver = full_driver(OnHoldLimit.REFUSE)
+    turn = driver.arrive("r", 5_000)
+    driver.advance(100.0)
+    assert driver.told(Refuse) == [Refuse(turn, RefuseCode.HOLD_LIMIT, "no place within 100 s", 5.0)]
+    assert driver.told(ProgramPaused) == []
+
+
+def test_refused_turn_that_is_sent_again_waits_anew_at_its_former_age() -> None:
+    """A retry that were refused at once would never find a place."""
+    driver = full_driver(OnHoldLimit.REFUSE)
+    driver.arrive("r", 5_000)
+    driver.advance(100.0)
+    turn = driver.arrive("r", 5_000, after=5.0)
+    assert driver.told(TurnHeld)[-1].deadline_at == 15.0 + 100.0 + 5.0 + 100.0
+    assert driver.program("r").waiting_since == 15.0
+    driver.advance(50.0)
+    driver.release("p")
+    assert driver.where == {turn: A}
+
+
+@pytest.mark.parametrize("mode", list(OnHoldLimit))
+def test_no_backend_until_the_limit_refuses_in_every_mode(mode: OnHoldLimit) -> None:
+    """There is nowhere to make room."""
+    driver = full_driver(mode)
+    driver.send(BackendFailed(A, "gone"))
+    turn = driver.arrive("r", 5_000)
+    driver.advance(100.0)
+    message = "no place within 100 s: no backend takes turns of this model"
+    assert driver.told(Refuse) == [Refuse(turn, RefuseCode.BACKEND_UNAVAILABLE, message, 5.0)]
+
+
+@pytest.mark.parametrize("mode", [OnHoldLimit.HEAD, OnHoldLimit.FORCE])
+def test_turn_held_at_its_own_place_is_forwarded_there(mode: OnHoldLimit) -> None:
+    """Its program has room all along; the policy just did not say so."""
+    driver = full_driver(mode)
+    driver.policy.answer = hold  # type: ignore[attr-defined]
+    turn = driver.arrive("p", 6_500)
+    driver.advance(100.0)
+    assert driver.where == {turn: A}
+    assert driver.told(ProgramForced) == []
+
+
+def test_no_limit_holds_without_deadline() -> None:
+    """``max_hold_seconds=0``: the turn waits as long as it takes."""
+    driver = full_driver(limit_seconds=0.0)
+    turn = driver.arrive("r", 5_000)
+    assert driver.told(TurnHeld)[-1].deadline_at is None
+    driver.advance(3_000.0)
+    assert turn in driver.held
+
+
+def test_unknown_capacity_makes_room_at_once() -> None:
+    """Where nobody knows what fits nothing is displaced."""
+    settings = SchedulerSettings(max_hold_seconds=100.0)
+    driver = SchedulerDriver(Scripted(hold), settings)
+    driver.add("A")
+    turn = driver.arrive("p")
+    driver.advance(100.0)
+    assert driver.where == {turn: A}
+
+
+def test_deadlines_of_turns_placed_afresh_do_not_pile_up() -> None:
+    """A backend that comes and goes for half an hour leaves no more deadlines than turns."""
+    driver = SchedulerDriver(Scripted())
+    driver.add("A", 10_000, ["m"])
+    driver.send(BackendFailed(A, "gone"))
+    for _ in range(5):
+        driver.arrive("p", model="m")
+        driver.arrive(None, model="m")
+    for _ in range(100):
+        driver.send(BackendObserved(A, ("m", "n")))
+        driver.send(BackendObserved(A, ("m",)))
+    assert len(driver.scheduler._placement._deadlines) <= 4 * 10 + 65

@@ -1,0 +1,217 @@
+"""Backends that die: before the first byte another one takes the turn, after it the client is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import aiohttp
+import pytest
+from router_harness import CHAT, Stack, chat, until
+
+from thunderagent.testing.fake_backend import CHAT_ANSWER, STREAM_HEAD, Exchange, chunked
+
+APIS = {
+    "/v1/chat/completions": b"data: ",
+    "/v1/completions": b"data: ",
+    "/v1/responses": b"event: error\ndata: ",
+    "/v1/messages": b"event: error\ndata: ",
+}
+
+
+async def hang_up(exchange: Exchange) -> None:
+    """Read the request and close."""
+
+
+@pytest.mark.parametrize("path", APIS)
+async def test_engine_killed_mid_stream_is_told_and_cut(stack: Stack, path: str) -> None:
+    """The client gets the API's error event and then a cut connection, never a clean end; the program goes on."""
+    engine = await stack.engine(speed=1.0)
+    router = await stack.router(engine, await stack.engine())
+    body = {**chat(program="p", stream=True, max_tokens=2000), "prompt": "hi", "input": "hi"}
+    client = await router.raw(body, path)
+    await client.head()
+    await anext(client.chunks())
+    await engine.kill()
+    received, is_whole = await client.rest()
+    assert not is_whole
+    assert b"[DONE]" not in received
+    last = received.rstrip(b"\n").split(b"\n\n")[-1]
+    assert last.startswith(APIS[path])
+    assert b"backend_disconnected" in last
+    await until(lambda: not router.gateway.tickets)
+    shown = (await router.programs())["p"]
+    assert (shown["status"], shown["turns_running"]) == ("acting", 0)
+    assert await router.metric("thunderagent_turns_total", outcome="backend_error") == 1
+    await router.chat("again", "p")
+
+
+async def test_engine_killed_inside_a_whole_answer_is_a_502(stack: Stack) -> None:
+    """A whole answer cut short is no answer: the client sees a clean error."""
+    engine = await stack.engine()
+    router = await stack.router(engine)
+    await router.post("/v1/embeddings", chat())
+    async with router.session.post(f"{engine.url}/fault", json={"kind": "cut", "requests": 1}) as answer:
+        assert answer.status == 200
+    status, body = await router.post(CHAT, chat(program="p"))
+    assert (status, body["error"]["code"]) == (502, "backend_disconnected")
+    assert (await router.programs())["p"]["status"] == "acting"
+
+
+async def test_engine_killed_before_the_first_byte_is_passed_over(stack: Stack) -> None:
+    """A turn that waits for its prefill when the engine dies is answered by the other one."""
+    engine, spare = await stack.engine(speed=0.001), await stack.engine()
+    router = await stack.router(engine, spare)
+    turn = router.start_chat("hi", "p")
+    await until(lambda: engine.running == 1)
+    await engine.kill()
+    assert (await turn)[0] == 200
+    assert (await router.programs())["p"]["backend"] == spare.url
+    assert await router.metric("thunderagent_forward_failures_total", backend=engine.url) == 1
+
+
+async def test_refused_connection_is_passed_over(stack: Stack) -> None:
+    """A backend where nobody listens costs the client nothing, neither on a new program nor on a known one."""
+    engine, spare = await stack.engine(), await stack.engine()
+    router = await stack.router(engine, spare, metrics_interval_seconds=60.0)
+    await router.chat(program="p")
+    home = (await router.programs())["p"]["backend"]
+    await (engine if home == engine.url else spare).kill()
+    for program in "pq":
+        await router.chat("again", program)
+    backends = {shown["backend"] for shown in (await router.programs()).values()}
+    assert backends == {engine.url, spare.url} - {home}
+
+
+async def test_all_backends_down_holds_the_turn_until_one_is_back(stack: Stack) -> None:
+    """A rolling restart queues turns instead of refusing them."""
+    engine = await stack.engine()
+    router = await stack.router(engine)
+    await router.chat(program="p")
+    await engine.kill()
+    turns = [router.start_chat("more", program) for program in ("p", "q", None)]
+    await until(lambda: not router.gateway.scheduler.cluster.backends)
+    assert router.held == 3
+    assert (await router.get("/readyz"))[0] == 503
+    shown = (await router.get("/health"))[1]["per_backend"][engine.url]
+    assert (shown["healthy"], shown["available"], shown["total"]) == (False, False, 0)
+    await engine.start()
+    assert [(await turn)[0] for turn in turns] == [200] * 3
+    assert (await router.get("/readyz"))[0] == 200
+
+
+async def test_all_backends_down_is_a_503_at_the_hold_limit(stack: Stack) -> None:
+    """The wait for a backend is bounded, too, and says what is missing."""
+    engine = await stack.engine()
+    router = await stack.router(
+        engine, clock_speed=100.0, scheduler={"max_hold_seconds": 60.0, "retry_seconds": 10.0}
+    )
+    await engine.kill()
+    async with router.session.post(router.url + CHAT, json=chat(program="p")) as answer:
+        error = (await answer.json())["error"]
+        assert (answer.status, error["code"], answer.headers["Retry-After"]) == (503, "no_backend", "5")
+
+
+async def test_program_of_a_lost_backend_is_unbound_at_once(stack: Stack) -> None:
+    """Idle programs do not hold tokens of a dead engine; their next turn goes elsewhere."""
+    engine, spare = await stack.engine(), await stack.engine()
+    router = await stack.router(engine, spare)
+    for index in range(4):
+        await router.chat(program=f"p{index}")
+    await engine.kill()
+    await until(lambda: len(router.gateway.scheduler.cluster.backends) == 1)
+    shown = (await router.get("/health"))[1]["per_backend"][engine.url]
+    assert (shown["total"], shown["accounted_tokens"]) == (0, 0)
+    for index in range(4):
+        await router.chat("more", f"p{index}")
+    assert {shown["backend"] for shown in (await router.programs()).values()} == {spare.url}
+
+
+async def test_poison_request_does_not_reach_every_backend(stack: Stack) -> None:
+    """A request under which two engines broke is answered 502 and not handed to a third."""
+    fakes = [await stack.fake(hang_up) for _ in range(4)]
+    router = await stack.router(*fakes)
+    status, answer = await router.post(CHAT, chat(program="p"))
+    assert (status, answer["error"]["code"]) == (502, "backend_unavailable")
+    assert sum(bool(fake.exchanges) for fake in fakes) == 2
+    assert (await router.programs())["p"]["turns_running"] == 0
+    assert (await router.get("/health"))[1]["per_backend"][fakes[0].url]["healthy"] is True
+
+
+async def test_nothing_is_sent_twice_after_the_first_byte(stack: Stack) -> None:
+    """A stream that broke is not tried elsewhere: the client has seen part of it."""
+
+    async def break_off(exchange: Exchange) -> None:
+        await exchange.send(STREAM_HEAD, chunked(b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'))
+
+    fakes = [await stack.fake(break_off) for _ in range(2)]
+    router = await stack.router(*fakes)
+    client = await router.raw(chat(stream=True))
+    await client.head()
+    received, is_whole = await client.rest()
+    assert (is_whole, received.count(b'"content":"a"')) == (False, 1)
+    assert sum(len(fake.exchanges) for fake in fakes) == 1
+
+
+async def test_hanging_backend_does_not_hang_others(stack: Stack) -> None:
+    """Turns on a backend that answers nothing wait there; the other one serves on, and health stays."""
+    release = asyncio.Event()
+
+    async def stall(exchange: Exchange) -> None:
+        await release.wait()
+        await exchange.send(CHAT_ANSWER)
+
+    stuck, good = await stack.fake(stall), await stack.fake()
+    router = await stack.router(stuck, good, policy="round-robin")
+    turns = [router.start_chat() for _ in range(6)]
+    await until(lambda: sum(turn.done() for turn in turns) == 3)
+    assert len(good.exchanges) == 3
+    release.set()
+    assert [(await turn)[0] for turn in turns] == [200] * 6
+
+
+async def test_failing_health_check_takes_a_backend_out_and_in(stack: Stack) -> None:
+    """Several failed checks in a row, and one good one: counters and programs survive flapping."""
+    fakes = [await stack.fake() for _ in range(2)]
+    router = await stack.router(*fakes, metrics_interval_seconds=0.02)
+    for _ in range(3):
+        fakes[0].is_healthy = False
+        await until(lambda: len(router.gateway.scheduler.cluster.backends) == 1)
+        await router.chat(program="p")
+        assert (await router.programs())["p"]["backend"] == fakes[1].url
+        fakes[0].is_healthy = True
+        await until(lambda: len(router.gateway.scheduler.cluster.backends) == 2)
+    assert (await router.get("/debug/invariants"))[1] == {"violations": []}
+
+
+async def test_faults_of_many_kinds_leave_nothing_behind(stack: Stack) -> None:
+    """Engines that refuse, cut, die and answer 500 in turn: every client is answered, the books balance."""
+    engines = [await stack.engine() for _ in range(2)]
+    router = await stack.router(*engines)
+    faults: list[dict[str, Any]] = [
+        {"kind": "refuse"},
+        {"kind": "status", "status": 500},
+        {"kind": "cut", "after_chunks": 2},
+        {"kind": "engine_death", "after_chunks": 1},
+        {"kind": "no_usage"},
+    ]
+    for fault in faults:
+        async with router.session.post(f"{engines[0].url}/fault", json={**fault, "requests": 4}) as answer:
+            assert answer.status == 200
+
+    async def turn(index: int) -> int:
+        body = json.dumps(chat("hi", f"p{index % 7}", stream=index % 2 == 0)).encode()
+        try:
+            async with router.session.post(router.url + CHAT, data=body) as answer:
+                await answer.read()
+                return answer.status
+        except aiohttp.ClientPayloadError:
+            return 0  # the stream was cut
+
+    statuses = [await turn(index) for index in range(40)]
+    assert statuses.count(200) >= 20
+    assert set(statuses) <= {200, 0, 500, 502}
+    assert (router.held, router.running) == (0, 0)
+    shown = (await router.programs()).values()
+    assert {program["status"] for program in shown} == {"acting"}
