@@ -20,8 +20,8 @@ __all__ = ["run"]
 
 _log = structlog.get_logger("thunderagent.daemon")
 
-_CANCEL_SECONDS = 1.0
-"""How long cut-off handlers may take to clean up."""
+_CANCEL_SECONDS = 0.25
+"""How long handlers that outlasted the drain are waited for, once before they are cancelled and once after."""
 
 
 def run(settings: Settings) -> None:
@@ -84,7 +84,7 @@ async def _drain(state: State, signals: _Signals) -> None:
     _log.info("daemon.draining", turns=len(gateway.tickets), seconds=drain_seconds)
     gateway.drain()
     deadline_at = asyncio.get_running_loop().time() + drain_seconds
-    while gateway.tickets and not signals.second.is_set():
+    while (gateway.tickets or state.unscheduled_count) and not signals.second.is_set():
         left_seconds = deadline_at - asyncio.get_running_loop().time()
         if left_seconds <= 0:
             break
@@ -92,8 +92,8 @@ async def _drain(state: State, signals: _Signals) -> None:
             await asyncio.wait_for(signals.second.wait(), min(0.05, left_seconds))
         except asyncio.TimeoutError:
             pass
-    if gateway.tickets:
-        _log.warning("daemon.turns_cut", turns=len(gateway.tickets))
+    if gateway.tickets or state.unscheduled_count:
+        _log.warning("daemon.turns_cut", turns=len(gateway.tickets), unscheduled=state.unscheduled_count)
 
 
 def _listen_error(settings: Settings, error: OSError) -> ConfigError:

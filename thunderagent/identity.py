@@ -275,7 +275,7 @@ def _until_answer(messages: list[msgspec.Raw]) -> Iterator[tuple[memoryview, str
     for message in messages[:_BEGINNING_LIMIT]:
         try:
             role = _DECODE_MESSAGE.decode(message).role
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             role = ""
         if role not in ("system", "developer", "user"):
             return

@@ -103,7 +103,7 @@ class Report:
 
     @property
     def demand_ratio(self) -> float | None:
-        """Sum of the programs' largest contexts over the KV of all backends."""
+        """Sum of the programs' largest contexts over the KV of all backends; the demand where all run at once."""
         if not self.kv_tokens:
             return None
         return self.trajectories.largest_sum_tokens / (self.kv_tokens * self.backends)
@@ -296,7 +296,7 @@ _ROWS = (
     ("largest program, tokens", lambda report: _count(report.trajectories.largest_tokens)),
     ("  of one backend's KV", _largest_share),
     (
-        "KV in demand / KV there",
+        "all contexts / all KV",
         lambda report: "unknown" if report.demand_ratio is None else f"{report.demand_ratio:.2f}",
     ),
     ("programs left behind", lambda report: str(report.router.programs_left)),

@@ -39,7 +39,7 @@ def test_child_when_it_answers_is_ready_and_stopped_at_the_end(tmp_path: Path) -
     with Children(tmp_path) as children:
         child = children.start("web", [*_SERVE, str(port)], dict(os.environ))
         child.wait_ready(url, 20)
-        assert child.returncode is None
+        assert child.wait(0) is None
         assert answers(url)
 
     assert child.returncode == -signal.SIGTERM

@@ -137,7 +137,7 @@ def test_table_when_rendered_has_one_column_per_report() -> None:
             "turns per backend              75% / 25%     75% / 25%",
             "largest program, tokens            1,000         1,000",
             "  of one backend's KV                25%       unknown",
-            "KV in demand / KV there             0.23       unknown",
+            "all contexts / all KV               0.23       unknown",
             "programs left behind                   0             0",
             "wall time                           12 s          12 s",
         ]

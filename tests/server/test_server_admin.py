@@ -61,7 +61,7 @@ async def test_unusable_backend_is_refused(stack: Stack, body: dict[str, Any]) -
 
 
 async def test_removed_backend_drains_first(stack: Stack) -> None:
-    """It takes no new turn, its running one finishes, then it is gone, with its metric series and programs' places."""
+    """It takes no new turn, its running one finishes, then it is gone, and its metric series with it."""
     engine, spare = await stack.engine(speed=1.0), await stack.engine()
     router = await stack.router(engine)
     running = router.start_chat("hi", "p", max_tokens=20)

@@ -123,7 +123,8 @@ class _Run:
                     reason=failure.reason,
                     sent=failure.sent,
                 )
-                self.state.metrics.forward_failures.labels(backend).inc()
+                if backend in self.state.pool.watched:
+                    self.state.metrics.forward_failures.labels(backend).inc()
                 self.state.pool.note_failure(backend, failure)
                 self.ticket.forward_failed(str(failure), sent=failure.sent)
             else:

@@ -24,6 +24,8 @@ class State:
     metrics: Metrics
     profiler: Profiler | None
     is_ready: bool = False
+    unscheduled_count: int = 0
+    """Requests under way that are routed but not scheduled."""
     is_stopping: bool = False
     """The drain is over: what is cancelled now is cut by the shutdown, not by its client."""
 

@@ -43,6 +43,14 @@ async def handle_unscheduled(request: web.Request) -> web.StreamResponse:
     state = state_of(request)
     if state.gateway.is_draining:
         raise ShuttingDown("the router is shutting down", retry_after_seconds=5.0)
+    state.unscheduled_count += 1
+    try:
+        return await _forward(request, state)
+    finally:
+        state.unscheduled_count -= 1
+
+
+async def _forward(request: web.Request, state: State) -> web.StreamResponse:
     body = await request.read()
     model: str | None = None
     try:

@@ -1,0 +1,169 @@
+"""The built-in policies and the example of a third party's keep the contract, which notices who does not."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from policies.affinity import Affinity
+from policies.least_kv import LeastKv
+from policies.pause_resume import PauseResume
+from policies.round_robin import RoundRobin
+from thunderagent.policy import Pause, Policy, ProgramId
+from thunderagent.testing import PolicyContract
+
+EXAMPLE = Path(__file__).parent / "third_party_example" / "shortest_queue.py"
+
+
+def load_example() -> Policy:
+    """The example's policy, without installing its package."""
+    spec = importlib.util.spec_from_file_location("shortest_queue", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.ShortestQueue()
+
+
+class TestRoundRobin(PolicyContract):
+    make_policy = RoundRobin
+
+
+class TestAffinity(PolicyContract):
+    make_policy = Affinity
+
+
+class TestLeastKv(PolicyContract):
+    make_policy = LeastKv
+
+
+class TestLeastKvOverflow(PolicyContract):
+    make_policy = staticmethod(lambda: LeastKv.from_options({"overflow": "true"}))
+
+
+class TestPauseResume(PolicyContract):
+    make_policy = PauseResume
+
+
+class TestPauseResumePaper(PolicyContract):
+    make_policy = staticmethod(lambda: PauseResume.from_options({"preset": "paper"}))
+
+
+class TestPauseResumeDecay(PolicyContract):
+    make_policy = staticmethod(lambda: PauseResume.from_options({"half_life_seconds": "10", "pause_decay": "true"}))
+
+
+class TestThirdPartyExample(PolicyContract):
+    make_policy = staticmethod(load_example)
+
+
+def test_example_is_short() -> None:
+    """A policy takes under 40 lines."""
+    assert len(EXAMPLE.read_text().splitlines()) < 40
+
+
+# The contract notices
+
+
+def contract_of(policy: type[Policy]) -> PolicyContract:
+    """The contract for a policy that breaks it."""
+    return type("Contract", (PolicyContract,), {"make_policy": policy})()
+
+
+class Base(Policy):
+    """The first backend."""
+
+    name = "base"
+
+    def admit(self, turn: Any, cluster: Any) -> Any:
+        return turn.eligible_backends[0].id
+
+
+def test_contract_passes_a_plain_policy() -> None:
+    """The base of those below is at no fault itself."""
+    contract_of(Base).test_random_runs_have_no_failure_and_no_rejected_decision()
+    contract_of(Base).test_ample_room_holds_nobody()
+
+
+def test_contract_notices_a_backend_that_is_not_eligible() -> None:
+    """An answer out of the blue."""
+
+    class Stray(Base):
+        def admit(self, turn: Any, cluster: Any) -> Any:
+            return "A"
+
+    with pytest.raises(AssertionError, match="admit answered 'A'"):
+        contract_of(Stray).test_random_runs_have_no_failure_and_no_rejected_decision()
+
+
+def test_contract_notices_an_exception() -> None:
+    """No guard hides it."""
+
+    class Raising(Base):
+        def admit(self, turn: Any, cluster: Any) -> Any:
+            return turn.program.place.id
+
+    with pytest.raises(AssertionError, match="AttributeError"):
+        contract_of(Raising).test_ample_room_holds_nobody()
+
+
+def test_contract_notices_an_illegal_decision() -> None:
+    """Pausing without a look."""
+
+    class Pausing(Base):
+        def rebalance(self, cluster: Any, trigger: Any) -> Any:
+            return [Pause(ProgramId("p1"))]
+
+    with pytest.raises(AssertionError, match="DecisionRejected"):
+        contract_of(Pausing).test_random_runs_have_no_failure_and_no_rejected_decision()
+
+
+def test_contract_notices_a_needless_hold() -> None:
+    """Room for all, and yet somebody waits."""
+
+    class Holding(Base):
+        def admit(self, turn: Any, cluster: Any) -> Any:
+            return None if turn.program is None else super().admit(turn, cluster)
+
+    with pytest.raises(AssertionError):
+        contract_of(Holding).test_ample_room_holds_nobody()
+
+
+def test_contract_notices_a_policy_that_never_lets_go() -> None:
+    """Whoever was held once waits for ever."""
+
+    class Forgetting(LeastKv):
+        def rebalance(self, cluster: Any, trigger: Any) -> Any:
+            return ()
+
+    with pytest.raises(AssertionError, match="held though the backend is empty"):
+        contract_of(Forgetting).test_freed_room_is_used()
+
+
+def test_contract_notices_a_change_of_the_cluster() -> None:
+    """Views are to be read."""
+
+    class Meddling(Base):
+        def admit(self, turn: Any, cluster: Any) -> Any:
+            backend = turn.eligible_backends[0]
+            backend.capacity_tokens -= 1
+            return backend.id
+
+    with pytest.raises(AssertionError, match="admit changed the cluster"):
+        contract_of(Meddling).test_ample_room_holds_nobody()
+
+
+def test_contract_notices_chance() -> None:
+    """A policy of its own mind is not reproducible."""
+    calls = iter(range(1_000_000))
+
+    class Fickle(Base):
+        def admit(self, turn: Any, cluster: Any) -> Any:
+            backends = turn.eligible_backends
+            return backends[(next(calls) // 7) % len(backends)].id
+
+    with pytest.raises(AssertionError):
+        contract_of(Fickle).test_same_events_bring_the_same_commands()

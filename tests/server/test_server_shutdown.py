@@ -1,0 +1,202 @@
+"""The daemon as a process: it starts, drains on the first signal and ends at once on the second."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+from router_harness import CHAT, Engine, Stack, chat, until, words
+
+from thunderagent.testing.fake_backend import CHAT_ANSWER, Exchange, FakeBackend
+
+
+class Daemon:
+    """``python -m thunderagent serve`` on a free port; its log lines as they come."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[dict[str, Any]] = []
+        self.other: list[str] = []
+        self.reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            try:
+                self.lines.append(json.loads(line))
+            except ValueError:
+                self.other.append(line.decode())
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """Its log lines of an event."""
+        return [line for line in self.lines if line["event"] == event]
+
+    async def url(self) -> str:
+        """Where it listens, once it does."""
+        await until(lambda: self.logged("daemon.started") or self.process.returncode is not None, 15)
+        assert self.process.returncode is None, self.other
+        return str(self.logged("daemon.started")[0]["url"])
+
+    async def ended(self) -> int:
+        """Its exit status."""
+        code = await asyncio.wait_for(self.process.wait(), 10)
+        await self.reading
+        return code
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Any]:
+    """Starts daemons, and kills what is left of them."""
+    daemons: list[Daemon] = []
+
+    async def start(*arguments: str) -> Daemon:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("THUNDERAGENT_")}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "thunderagent", *arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment,
+        )
+        daemons.append(Daemon(process))
+        return daemons[-1]
+
+    yield start
+    for daemon in daemons:
+        if daemon.process.returncode is None:
+            daemon.process.kill()
+        await daemon.process.wait()
+        await daemon.reading
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    """A client."""
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+def options(engine: Engine | FakeBackend, *more: str) -> list[str]:
+    """Flags of a daemon before the engine."""
+    return ["--backends", engine.url, "--host", "127.0.0.1", "--port", "0", "--log-format", "json", *more]
+
+
+async def test_first_signal_drains(stack: Stack, serve: Any, session: aiohttp.ClientSession) -> None:
+    """SIGTERM: the running stream ends whole, the held turn and new ones get a 503, then exit 0."""
+    engine = await stack.engine(speed=1.0, kv_tokens=2048)
+    daemon = await serve("serve", *options(engine, "--capacity-tokens", "1200", "--log-level", "debug"))
+    url = await daemon.url()
+    running = await session.post(url + CHAT, json=chat(words(1000), "a", stream=True, max_tokens=30))
+    held = asyncio.create_task(session.post(url + CHAT, json=chat(words(1000, "beta"), "b")))
+    await until(lambda: daemon.logged("turn.held"))
+    daemon.process.send_signal(signal.SIGTERM)
+    refused = await held
+    assert (refused.status, (await refused.json())["error"]["code"]) == (503, "shutting_down")
+    assert refused.headers["Retry-After"] == "5"
+    async with session.post(url + CHAT, json=chat()) as late:
+        assert (late.status, (await late.json())["error"]["code"]) == (503, "shutting_down")
+    async with session.get(url + "/readyz") as answer:
+        assert (answer.status, await answer.json()) == (503, {"status": "draining"})
+    assert (await running.read()).endswith(b"data: [DONE]\n\n")
+    assert await daemon.ended() == 0
+    assert daemon.logged("daemon.stopped")
+    assert [line["outcome"] for line in daemon.logged("turn.finished")] == ["refused", "completed"]
+    assert daemon.other == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_second_signal_ends_at_once(
+    stack: Stack, serve: Any, session: aiohttp.ClientSession, number: signal.Signals
+) -> None:
+    """The running stream is cut, its engine request aborted; the status is 0 all the same."""
+    engine = await stack.engine(speed=1.0)
+    daemon = await serve(*options(engine, "--drain-seconds", "600"))
+    url = await daemon.url()
+    running = await session.post(url + CHAT, json=chat(program="p", stream=True, max_tokens=4000))
+    await running.content.readany()
+    daemon.process.send_signal(number)
+    await until(lambda: daemon.logged("daemon.draining"))
+    started_at = time.monotonic()
+    daemon.process.send_signal(number)
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await running.read()
+    assert await daemon.ended() == 0
+    assert time.monotonic() - started_at < 2
+    assert daemon.logged("daemon.turns_cut")[0]["turns"] == 1
+    assert [line["outcome"] for line in daemon.logged("turn.finished")] == ["shutdown"]
+    assert daemon.other == []
+
+
+async def test_unscheduled_request_finishes_in_the_drain(
+    stack: Stack, serve: Any, session: aiohttp.ClientSession
+) -> None:
+    """Embeddings and the like are waited for as turns are."""
+    answers = asyncio.Event()
+
+    async def slow(exchange: Exchange) -> None:
+        await answers.wait()
+        await exchange.send(CHAT_ANSWER)
+
+    fake = await stack.fake(slow)
+    daemon = await serve(*options(fake))
+    url = await daemon.url()
+    running = asyncio.create_task(session.post(url + "/v1/embeddings", json=chat()))
+    await until(lambda: fake.exchanges)
+    daemon.process.send_signal(signal.SIGTERM)
+    await until(lambda: daemon.logged("daemon.draining"))
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(daemon.process.wait(), 0.7)
+    answers.set()
+    assert (await running).status == 200
+    assert await daemon.ended() == 0
+
+
+async def test_drain_ends_after_its_time(stack: Stack, serve: Any, session: aiohttp.ClientSession) -> None:
+    """A turn that does not finish within --drain-seconds is cut off."""
+    engine = await stack.engine(speed=1.0)
+    daemon = await serve(*options(engine, "--drain-seconds", "0.2"))
+    url = await daemon.url()
+    running = await session.post(url + CHAT, json=chat(stream=True, max_tokens=4000))
+    await running.content.readany()
+    daemon.process.send_signal(signal.SIGTERM)
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await running.read()
+    assert await daemon.ended() == 0
+    assert daemon.logged("daemon.turns_cut")
+
+
+async def test_idle_daemon_ends_at_once_and_logs_no_secret(
+    stack: Stack, serve: Any, session: aiohttp.ClientSession
+) -> None:
+    """Keys, tokens and prompts are in no log line; a client's open connection does not delay the end."""
+    engine = await stack.engine()
+    flags = ["--api-token", "sekret-1", "--admin-token", "sekret-2", "--backend-api-key", "sekret-3"]
+    daemon = await serve("serve", *options(engine, *flags, "--log-level", "debug"))
+    url = await daemon.url()
+    headers = {"Authorization": "Bearer sekret-1"}
+    async with session.post(url + CHAT, json=chat("sekret-4", "p"), headers=headers) as answer:
+        assert answer.status == 200
+        await answer.read()
+    started_at = time.monotonic()
+    daemon.process.send_signal(signal.SIGINT)
+    assert await daemon.ended() == 0
+    assert time.monotonic() - started_at < 2
+    assert daemon.logged("turn.finished")[0]["program"] == "p"
+    assert "sekret" not in json.dumps(daemon.lines) + "".join(daemon.other)
+
+
+async def test_taken_port_is_one_clear_line(stack: Stack, serve: Any) -> None:
+    """Exit status 2 and what to do, no traceback."""
+    engine = await stack.engine()
+    daemon = await serve(*options(engine), "--port", str(engine.port))
+    assert await daemon.ended() == 2
+    assert daemon.other == [
+        f"thunderagent serve: port {engine.port} on 127.0.0.1 is in use; choose another with --port\n"
+    ]
