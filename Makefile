@@ -7,6 +7,7 @@ PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3.10 python3; 
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.thunderagent-installed
+LOG := $(VENV)/install.log
 UV := $(shell command -v uv 2>/dev/null)
 
 COMPARE ?=
@@ -32,12 +33,13 @@ $(STAMP): pyproject.toml setup.cfg
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.10 to 3.13 is needed; name one with make PYTHON=..." >&2; exit 2; fi
 ifneq ($(UV),)
 	$(UV) venv --quiet --allow-existing --python "$(PYTHON)" $(VENV)
-	$(UV) pip install --quiet --python $(BIN)/python 'setuptools>=77' -e '.[dev,swebench,uvloop]'
+	$(UV) pip install --quiet --python $(BIN)/python \
+		'setuptools>=77' -e '.[dev,swebench,uvloop]'
 else
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
-	@echo "installing into $(VENV) (about 600 MB, one to three minutes)"
-	$(BIN)/python -m pip install --quiet --upgrade pip 'setuptools>=77'
-	$(BIN)/python -m pip install --quiet -e '.[dev,swebench,uvloop]'
+	@echo "installing into $(VENV) (about 800 MB, one to three minutes); log: $(LOG)"
+	@{ $(BIN)/python -m pip install --upgrade pip 'setuptools>=77' \
+		&& $(BIN)/python -m pip install -e '.[dev,swebench,uvloop]'; } >$(LOG) 2>&1 || { cat $(LOG) >&2; exit 1; }
 endif
 	@touch $@
 
@@ -71,7 +73,8 @@ typecheck: setup ## mypy, strict
 	$(BIN)/mypy
 
 bench-smoke: setup ## the benchmarks, in small
-	$(BIN)/python -m benchmarks.emulator --smoke
+	$(BIN)/python -m benchmarks.router --smoke
+	$(BIN)/python -m benchmarks.emulator --seconds 1 --streams 20
 
 swebench-lite: setup ## mini-swe-agent on SWE-bench Lite: BACKENDS=... MODEL=... [PORT WORKERS OUTPUT SUBSET POLICY DRY_RUN=1]
 	$(BIN)/python -m examples.swebench.lite --backends '$(BACKENDS)' --model '$(MODEL)' --port '$(PORT)' \

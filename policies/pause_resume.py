@@ -69,14 +69,19 @@ PRESETS: Mapping[str, Settings] = {
 
 @define(eq=False)
 class PauseResume(Policy):
-    """See the module's docstring; options in ``Settings``."""
+    """Admits as many programs as the KV cache holds, pauses and resumes at turn boundaries.
+
+    The module's docstring says how; the options are in ``Settings``.
+    """
 
     name: ClassVar[str] = "pause-resume"
     settings: Settings = field(factory=Settings)
     tick_seconds: float | None = field(init=False)
+    buffer_tokens: int = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.tick_seconds = self.settings.tick_seconds
+        self.buffer_tokens = self.settings.buffer_tokens
 
     @classmethod
     def from_options(cls, options: Mapping[str, str]) -> PauseResume:

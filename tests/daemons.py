@@ -24,6 +24,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("THUNDERAGENT_")}
     paths = [str(ROOT), kept.get("PYTHONPATH", "")]
     kept["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    kept["NO_PROXY"] = "*"
     return {**kept, **(extra or {})}
 
 

@@ -61,6 +61,8 @@ class WatchedBackend:
     last_error: str | None = None
     observed_at: float | None = None
     """Unix time of the last look that found it healthy."""
+    is_capacity_unknown: bool = False
+    """It was looked at and did not say; told once."""
     look_now: asyncio.Event = field(factory=asyncio.Event)
     first_look: asyncio.Event = field(factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
@@ -133,6 +135,8 @@ class BackendPool:
                 raise
             except Exception:  # a bug in reading a page must not end the watch
                 _log.exception("backend.look_failed", backend=entry.config.id)
+            if entry.observed_at is None and not entry.first_look.is_set():
+                _log.warning("backend.not_reached", backend=entry.config.id, error=entry.last_error)
             entry.first_look.set()
             settings = self.settings
             failing = entry.is_failed or entry.failures > 0
@@ -168,8 +172,13 @@ class BackendPool:
                     None if seen is None else _whole(seen.waiting),
                 )
             )
+        if capacity_tokens is None and not entry.is_capacity_unknown:
+            entry.is_capacity_unknown = True
+            remedy = "--capacity-tokens; nothing is held for it until then"
+            _log.warning("backend.capacity_unknown", backend=entry.config.id, remedy=remedy)
         if entry.is_failed:
             entry.is_failed = False
+            _log.info("backend.recovered", backend=entry.config.id)
             self.send(events.BackendRecovered(entry.config.id))
 
     def _count_failure(self, entry: WatchedBackend, error: str) -> None:
@@ -177,6 +186,7 @@ class BackendPool:
         entry.last_error = error
         if entry.failures >= self.settings.failures and not entry.is_failed:
             entry.is_failed = True
+            _log.warning("backend.failed", backend=entry.config.id, error=error)
             self.send(events.BackendFailed(entry.config.id, error))
 
 

@@ -39,7 +39,7 @@ async def test_head_displaces_the_program_served_longest(stack: Stack) -> None:
     assert (await router.get("/health"))[1]["per_backend"][engine.url]["accounted_tokens"] <= 1200
     assert await router.metric("thunderagent_pauses_total", reason="hold_limit") == 1
     assert await router.metric("thunderagent_forced_admissions_total") == 0
-    assert await router.metric("thunderagent_hold_seconds_sum") >= LIMIT
+    assert await router.metric("thunderagent_hold_seconds_sum") > LIMIT / 2
 
 
 async def test_force_overcommits(stack: Stack) -> None:
@@ -63,7 +63,9 @@ async def test_refuse_is_a_503_with_retry_after(stack: Stack) -> None:
 
 async def test_no_limit_holds_on(stack: Stack) -> None:
     """0 means no limit: the turn waits until there is room."""
-    router, _ = await full_router(stack, clock_speed=100_000.0, scheduler={"max_hold_seconds": 0.0})
+    router, _ = await full_router(
+        stack, clock_speed=20_000.0, scheduler={"max_hold_seconds": 0.0, "program_ttl_seconds": 0.0}
+    )
     turn = router.start_chat(words(1000, "beta"), "b")
     await until(lambda: router.held == 1)
     waited_at = router.gateway.clock.now()

@@ -50,7 +50,7 @@ async def test_idle_seconds_run_on_without_events(stack: Stack) -> None:
     router = await stack.router(await stack.fake(), policy="affinity", clock_speed=1000.0)
     await router.chat(program="p")
     await asyncio.sleep(0.05)
-    assert (await router.programs())["p"]["idle_seconds"] >= 50
+    assert (await router.programs())["p"]["idle_seconds"] > 40
 
 
 async def test_release_forgets_the_program_at_once(stack: Stack) -> None:

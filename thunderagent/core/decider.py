@@ -119,20 +119,27 @@ class Decider:
             return HoldReason.NO_BACKEND
         if place is not None and turn.program is not None and turn.program.status is Status.YIELDING:
             return HoldReason.YIELDING
-        if not any(turn.could_hold(backend) for backend in eligible):
+        backend = self._ask(turn)
+        if backend is not None:
+            return backend
+        if not any(turn.could_hold(entry) for entry in eligible):
             # No wait makes it fit. The estimate may be off; if not, the engine says so best (context overflow).
             return place or roomiest(eligible)
+        return HoldReason.POLICY
+
+    def _ask(self, turn: Turn) -> Backend | None:
+        """The policy's choice; without a usable one the place. None: it is to be held."""
         try:
             chosen = self.policy.admit(turn, self.cluster)
         except Exception as error:  # a third party's code: its bugs must not cost a request
             self._policy_failed("admit", error)
-            return place or HoldReason.POLICY
+            return turn.place
         if chosen is None:
-            return HoldReason.POLICY
-        backend = next((entry for entry in eligible if entry.id == chosen), None)
+            return None
+        backend = next((entry for entry in turn.eligible_backends if entry.id == chosen), None)
         if backend is None:
             self._rejected(f"admit -> {chosen!r}", "not an eligible backend of the turn")
-            return place or HoldReason.POLICY
+            return turn.place
         return backend
 
     def _send(self, turn: Turn, backend: Backend) -> None:

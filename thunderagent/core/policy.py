@@ -216,6 +216,9 @@ class Policy(ABC):
     name: ClassVar[str]
     """The name of the entry point, and of ``--policy``."""
 
+    buffer_tokens: int = 0
+    """Headroom per admitted program beyond what is accounted, for reports."""
+
     tick_seconds: float | None = None
     """How often to be called with ``Trigger.TICK``; None: only on events."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import structlog
 from aiohttp import web
 
 from thunderagent.backends import BackendPool, WatchSettings
@@ -23,8 +22,6 @@ from thunderagent.telemetry.metrics import Metrics
 from thunderagent.telemetry.profile import Profiler
 
 __all__ = ["create_app"]
-
-_log = structlog.get_logger("thunderagent.server")
 
 _FIRST_LOOK_SECONDS = 10.0
 """How long the start may wait for the backends to be looked at: the first turns then find models and capacity."""
@@ -72,14 +69,6 @@ async def _watching(app: web.Application) -> AsyncIterator[None]:
     for config in state.settings.backends:
         state.pool.add(config)
     await state.pool.wait_first_looks(_FIRST_LOOK_SECONDS)
-    for backend in state.gateway.scheduler.cluster.backend_by_id.values():
-        entry = state.pool.watched[backend.id]
-        if entry.observed_at is None:
-            _log.warning("backend.not_reached", backend=backend.id, error=entry.last_error)
-        elif backend.capacity_tokens is None:
-            _log.warning(
-                "backend.capacity_unknown", backend=backend.id, remedy="--capacity-tokens; nothing is held for it"
-            )
     state.is_ready = True
     yield
     state.is_ready = False

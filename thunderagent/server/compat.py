@@ -12,8 +12,8 @@ from thunderagent.server.state import State
 __all__ = ["health_json", "metrics_json", "program_json"]
 
 _STATES = {Status.ADMITTED: "active", Status.YIELDING: "active", Status.PAUSED: "paused", Status.NEW: "paused"}
-_SCHEDULING_POLICIES = ("round-robin", "affinity")
-"""Those that never hold: what the published router calls its mode ``default``."""
+_NEVER_HOLDING = ("round-robin", "affinity")
+"""Built-in policies that only place: what the published router calls its mode ``default``."""
 
 
 def program_json(program: Program, state: State) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def health_json(state: State) -> dict[str, Any]:
     programs = list(cluster.program_by_id.values())
     reasoning = sum(1 for program in programs if program.forwarded or program.held)
     policy = state.settings.policy
-    is_scheduling = policy not in _SCHEDULING_POLICIES
+    is_scheduling = policy not in _NEVER_HOLDING
     return {
         "status": "draining" if state.gateway.is_draining else "ok",
         "version": __version__,
@@ -122,7 +122,7 @@ def _backend_metrics(state: State, backend: Backend) -> dict[str, Any]:
         "paused_program_count": len(paused),
         "future_paused_tokens": backend.yielding_tokens,
         "shared_tokens": backend.shared_tokens,
-        "buffer_per_program": getattr(state.gateway.scheduler.policy, "buffer_tokens", 0),
+        "buffer_per_program": state.gateway.scheduler.policy.buffer_tokens,
         "capacity_overflow": overflow_tokens,
         "cache_config": _cache_config(entry, capacity_tokens),
         "metrics": _engine_metrics(entry),

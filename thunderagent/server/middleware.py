@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 import msgspec
 import structlog
@@ -130,7 +131,8 @@ def check_admin(request: web.Request) -> None:
 
     Raises:
         Unauthorized: an admin token is configured and the request does not carry it.
-        Forbidden: none is configured and the request comes from another host.
+        Forbidden: none is configured and the request comes from another host, or from another site's page in an
+            operator's browser.
     """
     token = state_of(request).settings.admin_token
     if token is not None:
@@ -138,6 +140,14 @@ def check_admin(request: web.Request) -> None:
             raise Unauthorized("missing or wrong admin token: send Authorization: Bearer TOKEN")
     elif not _is_loopback(request.remote):
         raise Forbidden("admin calls are answered from loopback only unless --admin-token is set")
+    elif not _is_same_origin(request):
+        raise Forbidden("admin calls from another site's page need --admin-token")
+
+
+def _is_same_origin(request: web.Request) -> bool:
+    """Browsers name the page's origin with every request that changes something; other clients do not."""
+    origin = request.headers.get("Origin")
+    return origin is None or urlsplit(origin).netloc == request.host
 
 
 def _is_loopback(remote: str | None) -> bool:

@@ -1,0 +1,179 @@
+"""The driver of the scheduler by itself: tickets, the timer, the effects of commands."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from structlog.testing import capture_logs
+
+from policies.affinity import Affinity
+from policies.pause_resume import PauseResume
+from thunderagent.clock import Clock, MonotonicClock, ScaledClock
+from thunderagent.core import commands, events
+from thunderagent.core.commands import Command
+from thunderagent.core.ids import BackendId, BranchId, ProgramId
+from thunderagent.core.invariants import check
+from thunderagent.core.policy import Policy
+from thunderagent.core.scheduler import IllegalEvent, Scheduler
+from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
+from thunderagent.core.usage import Outcome, Usage
+from thunderagent.errors import HoldLimitReached, ProgramWasReleased, ShuttingDown
+from thunderagent.gateway import Gateway
+from thunderagent.identity import Submission
+from thunderagent.telemetry.metrics import Metrics
+
+ONE, TWO = BackendId("http://one"), BackendId("http://two")
+
+
+def submission(program: str | None = "p", size_bytes: int = 100) -> Submission:
+    """A turn of a program with a body of so many bytes."""
+    name = None if program is None else ProgramId(program)
+    return Submission(name, BranchId("main"), "m", False, False, (), b"x" * size_bytes, False)
+
+
+def gateway_of(
+    policy: Policy | None = None, clock: Clock | None = None, settings: SchedulerSettings | None = None
+) -> Gateway:
+    """A gateway with one backend of 1,000 tokens."""
+    scheduler = Scheduler(policy or Affinity(), settings or SchedulerSettings())
+    gateway = Gateway(scheduler, clock or MonotonicClock(), Metrics(scheduler.cluster))
+    gateway.handle(events.BackendAdded(ONE, ("m",), 1000))
+    return gateway
+
+
+def full_gateway(**options: object) -> Gateway:
+    """One whose backend is taken by the idle program ``full``."""
+    gateway = gateway_of(PauseResume(), **options)  # type: ignore[arg-type]
+    gateway.arrive(submission("full", 4000)).close(Outcome.COMPLETED, Usage(900, 50, None))
+    return gateway
+
+
+async def test_ticket_is_placed_and_closed_once() -> None:
+    """Closing is for every path's finally: the second call changes nothing."""
+    gateway = gateway_of()
+    ticket = gateway.arrive(submission())
+    assert await ticket.place() == ONE
+    ticket.progress(10)
+    ticket.close(Outcome.COMPLETED, Usage(30, 12, 0))
+    ticket.close(Outcome.CLIENT_GONE)
+    ticket.progress(20)
+    program = gateway.scheduler.cluster.program_by_id[ProgramId("p")]
+    assert (program.total_tokens, program.turns_finished, gateway.tickets) == (42, 1, {})
+    check(gateway.scheduler.cluster)
+    gateway.stop()
+
+
+async def test_failed_forward_is_placed_again() -> None:
+    """After a backend gave no answer the same ticket waits for another one."""
+    gateway = gateway_of()
+    gateway.handle(events.BackendAdded(TWO, ("m",), 1000))
+    ticket = gateway.arrive(submission())
+    assert await ticket.place() == ONE
+    ticket.forward_failed("connect", sent=False)
+    assert await ticket.place() == TWO
+    ticket.close(Outcome.COMPLETED)
+    check(gateway.scheduler.cluster)
+    gateway.stop()
+
+
+async def test_cancelled_wait_is_abandoned() -> None:
+    """A client that leaves in the queue costs nothing; the place goes to the next."""
+    gateway = full_gateway()
+    first, second = (gateway.arrive(submission(name, 3000)) for name in ("a", "b"))
+    waiting = asyncio.create_task(first.place())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    first.close(Outcome.CLIENT_GONE)
+    assert gateway.release(ProgramId("full"))
+    assert await second.place() == ONE
+    second.close(Outcome.COMPLETED)
+    check(gateway.scheduler.cluster)
+    gateway.stop()
+
+
+async def test_release_while_held_refuses_the_ticket() -> None:
+    """Whoever waits for a released program is told so."""
+    gateway = full_gateway()
+    ticket = gateway.arrive(submission("a", 3000))
+    assert gateway.release(ProgramId("a"))
+    with pytest.raises(ProgramWasReleased):
+        await ticket.place()
+    ticket.close(Outcome.CLIENT_GONE)
+    check(gateway.scheduler.cluster)
+    gateway.stop()
+
+
+async def test_timer_fires_at_the_schedulers_deadline() -> None:
+    """The hold limit comes by itself, on a clock that runs a thousand times as fast."""
+    settings = SchedulerSettings(max_hold_seconds=60.0, on_hold_limit=OnHoldLimit.REFUSE)
+    gateway = full_gateway(clock=ScaledClock(1000.0), settings=settings)
+    ticket = gateway.arrive(submission("a", 3000))
+    with pytest.raises(HoldLimitReached):
+        await asyncio.wait_for(ticket.place(), 5)
+    assert ticket.held_seconds == pytest.approx(60, abs=30)
+    ticket.close(Outcome.CLIENT_GONE)
+    gateway.stop()
+
+
+async def test_drain_refuses_held_and_new_turns() -> None:
+    """Running turns are left alone."""
+    gateway = full_gateway()
+    running = gateway.arrive(submission("full", 4100))
+    held = gateway.arrive(submission("a", 3000))
+    assert await running.place() == ONE
+    gateway.drain()
+    with pytest.raises(ShuttingDown):
+        await held.place()
+    with pytest.raises(ShuttingDown):
+        gateway.arrive(submission("b"))
+    held.close(Outcome.CLIENT_GONE)
+    assert list(gateway.tickets) == [running.id]
+    running.close(Outcome.COMPLETED)
+    check(gateway.scheduler.cluster)
+    gateway.stop()
+
+
+async def test_hooks_see_every_command() -> None:
+    """What is recorded and measured hangs on the commands, in order."""
+    gateway = full_gateway()
+    seen: list[Command] = []
+    gateway.on_command.append(seen.append)
+    ticket = gateway.arrive(submission("a", 3000))
+    gateway.release(ProgramId("full"))
+    await ticket.place()
+    assert [type(command) for command in seen] == [commands.TurnHeld, commands.ProgramAdmitted, commands.Forward]
+    ticket.close(Outcome.COMPLETED)
+    gateway.stop()
+
+
+async def test_arrival_that_fails_leaves_no_ticket() -> None:
+    """A bug in the scheduler costs one request, and does not keep the daemon from ending."""
+
+    class Backwards(MonotonicClock):
+        reading = 1e12
+
+        def now(self) -> float:
+            return self.reading
+
+    clock = Backwards()
+    gateway = gateway_of(clock=clock)
+    clock.reading = 0.0
+    with capture_logs() as logged, pytest.raises(IllegalEvent, match="the clock went"):
+        gateway.arrive(submission())
+    assert [entry["event"] for entry in logged] == ["scheduler.failed"]
+    assert gateway.tickets == {}
+    gateway.stop()
+
+
+async def test_stopped_gateway_has_no_timer() -> None:
+    """Nothing fires after the end."""
+    gateway = full_gateway(clock=ScaledClock(1e6))
+    now = gateway.scheduler.cluster.now
+    gateway.stop()
+    fired = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_later(0.05, fired.set_result, None)
+    await fired
+    assert gateway.scheduler.cluster.now == now
