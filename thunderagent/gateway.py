@@ -40,7 +40,7 @@ _NOTICE_EVENTS: dict[type[object], str] = {
 _WARNINGS = (commands.DecisionRejected, commands.PolicyFailed, commands.ProgramForced)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Ticket:
     """One turn's side of the scheduler: wait for a backend, tell how it goes, close it exactly once."""
 
@@ -95,7 +95,7 @@ class Ticket:
         self._placed = asyncio.get_running_loop().create_future()
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Gateway:
     """The only owner of the scheduler. All methods run in the event loop's thread and none of them waits."""
 

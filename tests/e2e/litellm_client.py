@@ -73,4 +73,4 @@ def errors() -> list[object]:
 
 if __name__ == "__main__":
     found = {"plain": plain(), "tools": tools(), "stream": stream(), "many": asyncio.run(many()), "errors": errors()}
-    print(json.dumps(found))
+    sys.stdout.write(json.dumps(found) + "\n")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import daemons
@@ -53,17 +54,19 @@ def test_installed_policy_is_listed_with_its_distribution(site: dict[str, str]) 
 
 
 def test_installed_policy_serves_with_its_options(site: dict[str, str], engine: Daemon) -> None:
-    """``--policy`` and ``--policy-option`` as for a built-in one; the daemon's log has no complaint about it."""
-    router = daemons.router([engine.url], "--policy", NAME, "--policy-option", "limit=1", extra=site).wait_ready()
+    """With a limit of one turn at a time, three programs at once wait for each other, and all are answered."""
+    options = ("--policy", NAME, "--policy-option", "limit=1", "--log-level", "debug")
+    router = daemons.router([engine.url], *options, extra=site).wait_ready()
+    names = [f"third-{number}" for number in range(3)]
     try:
-        answers = [router.chat("hello", program_id=f"third-{number}", max_tokens=3) for number in range(2)]
-        released = [
-            router.post("/programs/release", {"program_id": f"third-{number}"})["released"] for number in range(2)
-        ]
-        assert [answer["usage"]["completion_tokens"] for answer in answers] == [3, 3]
+        with ThreadPoolExecutor(3) as threads:
+            answers = list(threads.map(lambda name: router.chat("hello", program_id=name, max_tokens=20), names))
+        released = [router.post("/programs/release", {"program_id": name})["released"] for name in names]
+        assert [answer["usage"]["completion_tokens"] for answer in answers] == [20, 20, 20]
         assert router.get("/health")["policy"] == NAME
-        assert (released, router.get("/programs")) == ([True, True], {})
+        assert (released, router.get("/programs")) == ([True] * 3, {})
         assert router.stop() == 0
+        assert "turn.held" in router.log
         assert "policy.failed" not in router.log
         assert "policy.decision_rejected" not in router.log
     finally:

@@ -38,7 +38,7 @@ def _indexes() -> dict[Standing, SortedKeyList]:
     return {standing: SortedKeyList(key=_by_tokens) for standing in Standing}
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Backend:
     """One inference server as the scheduler sees it. ``models`` and ``capacity_tokens`` are None while unknown."""
 
@@ -150,3 +150,6 @@ class Backend:
         if prefix.references == 0:
             del self.shared[key]
             self.shared_tokens -= prefix.tokens
+
+    def __repr__(self) -> str:
+        return f"<Backend {self.id}>"

@@ -44,7 +44,7 @@ from thunderagent.core.turn import Turn, TurnStatus
 __all__ = ["Decider"]
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Decider:
     """The policy's side of the scheduler."""
 

@@ -42,7 +42,7 @@ def roomiest_for(turn: Turn) -> Backend:
     return roomiest([backend for backend in eligible if turn.could_hold(backend)] or eligible)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Reservation:
     waiter: Waiter
     backend: Backend
@@ -55,7 +55,7 @@ class _Reservation:
         return next((turn for turn in turns if self.backend in turn.eligible_backends), None)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Reservations:
     """Waiters that reached the hold limit, in that order, each with its reserved room."""
 

@@ -15,7 +15,7 @@ __all__ = ["Entry", "Journal"]
 Entry = tuple[float, Event, tuple[Command, ...]]
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Journal:
     """The last ``length`` events, each with the reading of the clock and the commands that came of it."""
 

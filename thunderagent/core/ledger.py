@@ -29,7 +29,7 @@ class _KnownPrefix:
     branches: int = 0
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Ledger:
     """The charges of all branches on all backends."""
 

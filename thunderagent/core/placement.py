@@ -33,7 +33,7 @@ from thunderagent.core.turn import Turn, TurnStatus
 __all__ = ["Placement"]
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Placement:
     """Carries out what was decided. ``commands`` collects what the driver is to do and to know."""
 

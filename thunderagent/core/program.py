@@ -69,7 +69,7 @@ class Standing(Enum):
     YIELDING = "yielding"
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Branch:
     """One conversation: what its last finished turn left, and its turns that run."""
 
@@ -83,8 +83,11 @@ class Branch:
     """By backend, not by its id: one that was removed and added again holds nothing of the former's."""
     used_at: float = 0.0
 
+    def __repr__(self) -> str:
+        return f"<Branch {self.id!r} of {None if self.program is None else self.program.id!r}>"
 
-@define(eq=False)
+
+@define(eq=False, repr=False)
 class Program:
     """One agent run. Times are readings of the scheduler's clock, in seconds."""
 
@@ -160,3 +163,6 @@ class Program:
     def prefixes(self) -> frozenset[PrefixKey]:
         """Shared beginnings of its branches."""
         return frozenset(key for branch in self.branches.values() for key in branch.prefixes)
+
+    def __repr__(self) -> str:
+        return f"<Program {self.id!r} {self.status.value}>"

@@ -15,7 +15,7 @@ from thunderagent.core.turn import Turn
 __all__ = ["Queue", "Waiter"]
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Waiter:
     """A program with held turns, or one held turn alone. ``turns`` in order of arrival, never empty."""
 
@@ -33,6 +33,9 @@ class Waiter:
         """The turn that waits for longest."""
         return next(iter(self.turns.values()))
 
+    def __repr__(self) -> str:
+        return f"<Waiter {None if self.program is None else self.program.id!r} turns {list(self.turns)}>"
+
 
 def _by_age(waiter: Waiter) -> tuple[float, int]:
     return (waiter.since, waiter.sequence)
@@ -42,7 +45,7 @@ def _by_need(waiter: Waiter) -> tuple[int, int]:
     return (waiter.need_tokens, waiter.sequence)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Queue:
     """Held turns, ordered by age and by need. A waiter's place in the order is its program's age."""
 

@@ -52,7 +52,7 @@ class IllegalEvent(Exception):
         return f"{self.reason}: {self.event}; what came before:\n  {tail}"
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Scheduler:
     """Owns the cluster; see the module's docstring. Not thread-safe."""
 

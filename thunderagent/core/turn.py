@@ -26,15 +26,18 @@ class TurnStatus(Enum):
     FINISHED = "finished"
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Serving:
     """The backends that take turns of one model now; kept up to date as backends come and go."""
 
     model: str | None
     backends: list[Backend] = field(factory=list)
 
+    def __repr__(self) -> str:
+        return f"<Serving {self.model!r} on {[backend.id for backend in self.backends]}>"
 
-@define(eq=False)
+
+@define(eq=False, repr=False)
 class Turn:
     """A request. ``branch`` belongs to no program for a one-off turn."""
 
@@ -86,3 +89,6 @@ class Turn:
     def need_tokens(self) -> int:
         """Prompt and output so far."""
         return self.prompt_tokens + self.output_tokens
+
+    def __repr__(self) -> str:
+        return f"<Turn {self.id} of {self.program_id!r} {self.status.value}>"

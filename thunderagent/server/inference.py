@@ -53,7 +53,7 @@ async def handle_turn(request: web.Request) -> web.StreamResponse:
         run.account()
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Run:
     """One turn under way."""
 

@@ -14,7 +14,7 @@ from thunderagent.telemetry.profile import Profiler
 __all__ = ["STATE", "State", "state_of"]
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class State:
     """One daemon's parts. ``is_ready``: backends were looked at and turns are taken."""
 

@@ -144,7 +144,10 @@ class BackendClient:
                 await self._fresh.request(method, url, data=_payload(body), headers=headers, allow_redirects=False)
             )
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            raise self._failure(error) from error
+            # The first try may have been taken, whatever happened to the second: a request that kills its engine
+            # must not look as if none had seen it.
+            again = self._failure(error)
+            raise ForwardFailed(again.reason, sent=True, detail=again.detail) from error
 
     async def fetch(self, path: str, *, timeout_seconds: float, max_bytes: int = 16 * 1024 * 1024) -> FetchedPage:
         """GET a small page of the backend itself (metrics, models, health), with the backend's own key.
