@@ -23,6 +23,7 @@ from thunderagent.policy import (
     OptionError,
     Pause,
     Policy,
+    ProgramId,
     ProgramView,
     Standing,
     Status,
@@ -57,13 +58,17 @@ class Settings:
     """How much the tokens of an acting program count."""
     half_life_seconds: float = 0.0
     """Acting tokens count 2^(-t / half-life) after t seconds in a tool when resuming; 0: no decay."""
+    idle_lease_seconds: float = 30.0
+    """Programs idle for longer may be paused for a waiter that fits nowhere, longest idle first; 0: never."""
     pause_decay: bool = False
     """Decay when pausing as well (eq. 7)."""
 
 
 PRESETS: Mapping[str, Settings] = {
     "default": Settings(),
-    "paper": Settings(react=False, order="smallest", resume_on="roomiest", growth_reserve=0.0),
+    "paper": Settings(
+        react=False, order="smallest", resume_on="roomiest", growth_reserve=0.0, idle_lease_seconds=0.0
+    ),
 }
 
 
@@ -163,10 +168,28 @@ class PauseResume(Policy):
                 continue
             decision = self._place(waiter, rooms)
             if decision is None:
+                decisions += self._reclaim(waiter, rooms)
+                decision = self._place(waiter, rooms)
+            if decision is None:
                 barred.add(waiter.turn.model)
             else:
                 decisions.append(decision)
         return decisions
+
+    def _reclaim(self, waiter: WaiterView, rooms: _Rooms) -> list[Decision]:
+        """Pause programs whose idle lease is over, on the first backend where that makes room for the waiter.
+
+        Clients that never release would otherwise hold everybody until their programs expire.
+        """
+        if self.settings.idle_lease_seconds <= 0:
+            return []
+        for backend in sorted(waiter.turn.eligible_backends, key=rooms.room, reverse=True):
+            victims = rooms.reclaimable(backend, rooms.added(waiter.turn, backend))
+            if victims:
+                for program in victims:
+                    rooms.leave(backend, program, at_once=True)
+                return [Pause(program.id) for program in victims]
+        return []
 
     def _place(self, waiter: WaiterView, rooms: _Rooms) -> Decision | None:
         turn, program = waiter.turn, waiter.program
@@ -245,6 +268,7 @@ class _Rooms:
     settings: Settings
     cluster: ClusterView
     _changes: dict[BackendId, float] = field(factory=dict)
+    _leaving: set[ProgramId] = field(factory=set)
     _acting_tokens: dict[BackendId, float] = field(factory=dict)
 
     def added(self, turn: TurnView, backend: BackendView) -> int:
@@ -303,8 +327,22 @@ class _Rooms:
         is_empty = backend.free_tokens == backend.capacity_tokens and backend.id not in self._changes
         if if_empty and is_empty:
             return True
-        reserve_tokens = self.settings.growth_reserve * backend.capacity_tokens
-        return tokens + self.settings.buffer_tokens + reserve_tokens <= self.room(backend)
+        return self._shortfall(backend, tokens) <= 0
+
+    def _shortfall(self, backend: BackendView, tokens: int) -> float:
+        reserve_tokens = self.settings.growth_reserve * (backend.capacity_tokens or 0)
+        return tokens + self.settings.buffer_tokens + reserve_tokens - self.room(backend)
+
+    def reclaimable(self, backend: BackendView, tokens: int) -> list[ProgramView]:
+        """Idle programs past their lease that together make room for so many tokens; empty if they do not."""
+        missing_tokens, victims = self._shortfall(backend, tokens), list[ProgramView]()
+        for program in backend.longest_idle_first():
+            if self.cluster.now - program.idle_since < self.settings.idle_lease_seconds or missing_tokens <= 0:
+                break
+            if program.is_idle and program.id not in self._leaving:
+                victims.append(program)
+                missing_tokens -= self.weight(program, Standing.ACTING, decayed=True) + self.settings.buffer_tokens
+        return victims if missing_tokens <= 0 else []
 
     def excess(self, backend: BackendView) -> float:
         """Tokens over the high watermark once those that yield have left."""
@@ -321,6 +359,7 @@ class _Rooms:
 
     def leave(self, backend: BackendView, program: ProgramView, *, at_once: bool) -> None:
         """Count a pause of this batch; a yielding program frees its tokens only when its turn ends."""
+        self._leaving.add(program.id)
         if at_once:
             change = self._changes.get(backend.id, 0.0)
             weight_tokens = self.weight(program, Standing.ACTING, decayed=True)

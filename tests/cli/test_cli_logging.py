@@ -25,14 +25,14 @@ configure_logging("info", sys.argv[1])
 def fail(body):
     raise ValueError("boom")
 try:
-    fail("MARKER")
+    fail(sys.argv[2])
 except ValueError:
     structlog.get_logger("thunderagent.server").exception("request.failed", path="/x")
     logging.getLogger("aiohttp.server").exception("of a library")
 logging.getLogger("asyncio").warning("slow")
 logging.getLogger("asyncio").info("never shown")
 structlog.get_logger("thunderagent.server").debug("never shown")
-""".replace("MARKER", MARKER)
+"""
 
 
 def _raw(router: Daemon, sent: bytes, *, leave: bool) -> bytes:
@@ -123,7 +123,10 @@ def test_unknown_paths_are_not_logged_as_failures(router: Daemon) -> None:
 
 def _log_a_failure(log_format: str) -> list[str]:
     result = subprocess.run(
-        [sys.executable, "-c", _LOG_A_FAILURE, log_format], capture_output=True, text=True, env=daemons.environment()
+        [sys.executable, "-c", _LOG_A_FAILURE, log_format, MARKER],
+        capture_output=True,
+        text=True,
+        env=daemons.environment(),
     )
     assert (result.returncode, result.stdout) == (0, "")
     assert MARKER not in result.stderr

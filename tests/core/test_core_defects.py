@@ -235,12 +235,7 @@ def test_forced_resume_time_is_the_operators() -> None:
     [
         LeastKv(),
         PauseResume.from_options({"half_life_seconds": "5"}),
-        pytest.param(
-            PauseResume(),
-            marks=pytest.mark.xfail(
-                strict=True, reason="without decay idle programs count in full until they expire"
-            ),
-        ),
+        PauseResume(),
     ],
     ids=["least-kv", "pause-resume with decay", "pause-resume"],
 )

@@ -46,6 +46,17 @@ def test_shared_prefix_of_two_programs_counts_once(driver: SchedulerDriver) -> N
     driver.close()
 
 
+def test_prefix_of_one_program_is_its_own_until_another_shares_it(driver: SchedulerDriver) -> None:
+    """Own tokens say what would be free if the program went: all of it while it is alone, the rest when it is not."""
+    driver.arrive("p", 1000, prefixes=[SYSTEM])
+    assert (driver.program("p").own_tokens, driver.backend("A").shared_tokens) == (1000, 0)
+    driver.arrive("q", 900, prefixes=[SYSTEM])
+    owned = {name: driver.program(name).own_tokens for name in ("p", "q")}
+    assert (owned, driver.backend("A").shared_tokens) == ({"p": 700, "q": 600}, 300)
+    driver.release("p")
+    driver.close()
+
+
 def test_shared_prefix_stays_until_its_last_program_is_released(driver: SchedulerDriver) -> None:
     """One of two programs that goes takes its own tokens only."""
     for program in ("p", "q"):
@@ -134,7 +145,7 @@ def test_release_while_a_turn_runs_frees_the_rest_at_once(driver: SchedulerDrive
 def test_one_off_turn_is_charged_while_it_runs(driver: SchedulerDriver) -> None:
     """Without an id nothing is kept."""
     turn = driver.arrive(None, 700, prefixes=[SYSTEM])
-    assert (driver.backend("A").guest_tokens, driver.backend("A").shared_tokens) == (400, 300)
+    assert (driver.backend("A").guest_tokens, driver.backend("A").shared_tokens) == (700, 0)
     driver.finish(turn, 700, 5)
     driver.check_empty()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from policies.pause_resume import PauseResume, Settings
+from policies.pause_resume import PRESETS, PauseResume, Settings
 from thunderagent.core.commands import (
     Forward,
     PauseReason,
@@ -273,11 +273,39 @@ def test_acting_tokens_fade_with_their_half_life() -> None:
 
 def test_without_decay_acting_tokens_count_in_full() -> None:
     """The default of the published code."""
-    driver = driver_of(10_000)
+    driver = driver_of(10_000, idle_lease_seconds="0")
     driver.finish(driver.arrive("p", 8_000))
     turn = driver.arrive("q", 3_000)
     driver.advance(600.0)
     assert turn in driver.held
+
+
+def test_idle_program_keeps_its_place_until_its_lease_is_over() -> None:
+    """After it a waiter that fits nowhere has the program idle for longest paused, and no more than needed."""
+    driver = driver_of(10_000, idle_lease_seconds="30")
+    for name in ("first", "second"):
+        driver.finish(driver.arrive(name, 4_000))
+        driver.advance(1.0)
+    turn = driver.arrive("q", 3_000)
+    driver.advance(28.0)
+    assert turn in driver.held
+    driver.advance(5.0)
+    assert turn in driver.running
+    places = {name: driver.program(name).place is not None for name in ("first", "second")}
+    assert places == {"first": False, "second": True}
+    driver.close()
+
+
+def test_lease_that_makes_no_room_pauses_nobody() -> None:
+    """Idle programs that together would not make room for the waiter keep their prefixes."""
+    driver = driver_of(10_000, idle_lease_seconds="30")
+    driver.finish(driver.arrive("idle", 1_000))
+    busy = driver.arrive("busy", 7_000)
+    turn = driver.arrive("q", 8_000)
+    driver.advance(60.0)
+    assert (turn in driver.held, busy in driver.running) == (True, True)
+    assert driver.program("idle").place is not None
+    driver.close()
 
 
 def test_resumed_idle_program_does_not_hide_the_fresh_ones() -> None:
@@ -336,6 +364,7 @@ def test_paper_has_the_published_settings() -> None:
         "buffer_tokens": 100,
         "acting_weight": 1.0,
         "half_life_seconds": 0.0,
+        "idle_lease_seconds": 0.0,
         "pause_decay": False,
     }
 
@@ -438,7 +467,9 @@ def test_single_options_go_on_top_of_the_preset() -> None:
     options = {"preset": "paper", "tick_seconds": "1", "half_life_seconds": "1.0", "pause_decay": "yes"}
     policy = PauseResume.from_options(options)
     assert policy.tick_seconds == 1.0
-    assert policy.settings == Settings(1.0, False, "smallest", "roomiest", 1.0, 0.0, 100, 1.0, 1.0, True)
+    assert policy.settings == attrs.evolve(
+        PRESETS["paper"], tick_seconds=1.0, half_life_seconds=1.0, pause_decay=True
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,26 +8,34 @@ from attrs import Factory, define, field
 from sortedcontainers import SortedKeyList
 
 from thunderagent.core.ids import BackendId, PrefixKey, ProgramId, TurnId
-from thunderagent.core.program import Program, Standing
+from thunderagent.core.program import Branch, Program, Standing
 from thunderagent.core.turn import Turn
 
-__all__ = ["Backend", "Charge", "SharedPrefix"]
+__all__ = ["Backend", "Charge", "HeldPrefix"]
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Charge:
-    """What one branch takes on one backend: tokens of its own, and the shared prefixes that it stands on."""
+    """What one branch takes on one backend."""
 
-    own_tokens: int = 0
+    branch: Branch
+    bare_tokens: int = 0
+    """Without any prefix that others might share."""
     prefixes: tuple[PrefixKey, ...] = ()
+    own_tokens: int = 0
+    """Bare tokens, and those of the prefixes that no other charge on the backend stands on."""
 
 
-@define(eq=False)
-class SharedPrefix:
-    """A beginning held once by the backend for ``references`` charges."""
+@define(eq=False, repr=False)
+class HeldPrefix:
+    """A beginning that the backend holds once for all its holders; shared from the second one on."""
 
     tokens: int
-    references: int = 0
+    holders: dict[Charge, None] = field(factory=dict)
+
+    @property
+    def is_shared(self) -> bool:
+        return len(self.holders) > 1
 
 
 def _by_tokens(program: Program) -> tuple[int, int]:
@@ -56,8 +64,9 @@ class Backend:
     acting: dict[ProgramId, Program] = field(factory=dict)
     guest_tokens: int = 0
     """Of turns whose program has its place elsewhere or none: one-off turns, turns from before a move."""
-    shared: dict[PrefixKey, SharedPrefix] = field(factory=dict)
+    prefixes: dict[PrefixKey, HeldPrefix] = field(factory=dict)
     shared_tokens: int = 0
+    """Of prefixes with more than one holder, counted once."""
     reserved_tokens: int = 0
     """Promised to turns that reached the hold limit."""
     forwarded: dict[TurnId, Turn] = field(factory=dict)
@@ -112,7 +121,7 @@ class Backend:
         return iter(self.placed[standing])
 
     def longest_idle_first(self) -> Iterator[Program]:
-        """Placed programs without a running turn, the one that acts for longest first."""
+        """Placed programs without a running turn, in the order in which they began to act here."""
         return iter(self.acting.values())
 
     def serves(self, model: str | None) -> bool:
@@ -135,21 +144,34 @@ class Backend:
         if standing is Standing.ACTING:
             del self.acting[program.id]
 
-    def take_prefix(self, key: PrefixKey, tokens: int) -> None:
-        """Count one more charge on a shared prefix; the first one brings its tokens."""
-        prefix = self.shared.get(key)
-        if prefix is None:
-            prefix = self.shared[key] = SharedPrefix(tokens)
-            self.shared_tokens += tokens
-        prefix.references += 1
+    def resize(self, program: Program, change_tokens: int) -> None:
+        """Change the own tokens of a program that is placed here."""
+        index = self.placed[program.standing]
+        index.remove(program)
+        program.own_tokens += change_tokens
+        index.add(program)
+        self.tokens[program.standing] += change_tokens
 
-    def drop_prefix(self, key: PrefixKey) -> None:
-        """Count one charge less; the last one takes the tokens away."""
-        prefix = self.shared[key]
-        prefix.references -= 1
-        if prefix.references == 0:
-            del self.shared[key]
-            self.shared_tokens -= prefix.tokens
+    def hold_prefix(self, key: PrefixKey, tokens: int, charge: Charge) -> Charge | None:
+        """Count a charge among a prefix's holders. Returns the one that held it alone until now, if any."""
+        held = self.prefixes.setdefault(key, HeldPrefix(tokens))
+        alone = next(iter(held.holders)) if len(held.holders) == 1 else None
+        held.holders[charge] = None
+        if alone is not None:
+            self.shared_tokens += held.tokens
+        return alone
+
+    def drop_prefix(self, key: PrefixKey, charge: Charge) -> Charge | None:
+        """Take a charge from a prefix's holders. Returns the one that holds it alone from now on, if any."""
+        held = self.prefixes[key]
+        del held.holders[charge]
+        if not held.holders:
+            del self.prefixes[key]
+            return None
+        if held.is_shared:
+            return None
+        self.shared_tokens -= held.tokens
+        return next(iter(held.holders))
 
     def __repr__(self) -> str:
         return f"<Backend {self.id}>"

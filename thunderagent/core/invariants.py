@@ -117,26 +117,27 @@ def _check_queue(cluster: Cluster, found: list[str]) -> None:
 
 
 def _check_backend(cluster: Cluster, backend: Backend, branches: list[Branch], found: list[str]) -> None:
+    charges = [charge for branch in branches if (charge := branch.charges.get(backend)) is not None]
+    holders = Counter(key for charge in charges for key in charge.prefixes)
     own_tokens: Counter[str] = Counter()
     guest_tokens = 0
-    references: Counter[PrefixKey] = Counter()
-    for branch in branches:
-        wanted_tokens = _recount(branch, backend)
-        charge = branch.charges.get(backend)
-        charged = 0 if charge is None else charge.own_tokens + _prefix_tokens(cluster, charge.prefixes)
-        _expect(found, f"charge of branch {branch.id!r} on {backend.id}", charged, wanted_tokens)
-        if charge is None:
-            continue
-        references.update(charge.prefixes)
-        program = branch.program
+    for charge in charges:
+        alone = tuple(key for key in charge.prefixes if holders[key] == 1)
+        recounted_tokens = charge.bare_tokens + _prefix_tokens(cluster, alone)
+        _expect(found, f"own tokens of branch {charge.branch.id!r}", charge.own_tokens, recounted_tokens)
+        program = charge.branch.program
         if program is not None and program.place is backend:
-            own_tokens[program.id] += charge.own_tokens
+            own_tokens[program.id] += recounted_tokens
         else:
-            guest_tokens += charge.own_tokens
+            guest_tokens += recounted_tokens
+    for branch in branches:
+        held = branch.charges.get(backend)
+        charged = 0 if held is None else held.bare_tokens + _prefix_tokens(cluster, held.prefixes)
+        _expect(found, f"charge of branch {branch.id!r} on {backend.id}", charged, _recount(branch, backend))
     _expect(found, f"guest tokens on {backend.id}", backend.guest_tokens, guest_tokens)
-    have = {key: prefix.references for key, prefix in backend.shared.items()}
-    _expect(found, f"shared prefixes on {backend.id}", have, dict(references))
-    shared_tokens = _prefix_tokens(cluster, tuple(references))
+    have = {key: len(prefix.holders) for key, prefix in backend.prefixes.items()}
+    _expect(found, f"prefixes on {backend.id}", have, dict(holders))
+    shared_tokens = _prefix_tokens(cluster, tuple(key for key, count in holders.items() if count > 1))
     _expect(found, f"shared tokens on {backend.id}", backend.shared_tokens, shared_tokens)
     placed = [program for program in cluster.program_by_id.values() if program.place is backend]
     _check_placed(backend, placed, own_tokens, found)

@@ -4,7 +4,8 @@ A charge belongs to a branch on a backend. At its program's place a branch is ch
 turn left, or what its running turns need where that is more; anywhere else only what runs there. ``settle``
 recomputes one charge from these facts and applies the difference, so a charge cannot drift from its reason.
 Turns of one branch that run at once continue the same conversation: the longest prompt counts once, every
-output by itself.
+output by itself. A beginning that several branches share counts once per backend: as its holder's own tokens
+while there is one, as the backend's shared tokens from the second one on.
 """
 
 from __future__ import annotations
@@ -119,26 +120,37 @@ class Ledger:
         if charge is None:
             if wanted_tokens == 0:
                 return
-            charge = branch.charges[backend] = Charge()
-        own_tokens, prefixes = self._split(branch, wanted_tokens)
-        if prefixes != charge.prefixes:
-            for key in prefixes:
-                backend.take_prefix(key, self.prefixes[key].tokens)
-            for key in charge.prefixes:
-                backend.drop_prefix(key)
-            charge.prefixes = prefixes
-        if own_tokens != charge.own_tokens:
-            change_tokens = own_tokens - charge.own_tokens
-            charge.own_tokens = own_tokens
-            if home:
-                assert program is not None
-                backend.discard(program)
-                program.own_tokens += change_tokens
-                backend.insert(program)
-            else:
-                backend.guest_tokens += change_tokens
+            charge = branch.charges[backend] = Charge(branch)
+        bare_tokens, prefixes = self._split(branch, wanted_tokens)
+        taken = [key for key in prefixes if key not in charge.prefixes]
+        dropped = [key for key in charge.prefixes if key not in prefixes]
+        changed: list[Charge | None] = [charge]
+        changed += [backend.hold_prefix(key, self.prefixes[key].tokens, charge) for key in taken]
+        changed += [backend.drop_prefix(key, charge) for key in dropped]
+        charge.bare_tokens, charge.prefixes = bare_tokens, prefixes
+        for entry in changed:
+            if entry is not None:
+                self._settle_own(entry, backend)
         if wanted_tokens == 0:
             del branch.charges[backend]
+
+    @staticmethod
+    def _settle_own(charge: Charge, backend: Backend) -> None:
+        """A prefix counts as its holder's own until somebody shares it."""
+        own_tokens = charge.bare_tokens
+        for key in charge.prefixes:
+            held = backend.prefixes[key]
+            if not held.is_shared:
+                own_tokens += held.tokens
+        change_tokens = own_tokens - charge.own_tokens
+        if change_tokens == 0:
+            return
+        charge.own_tokens = own_tokens
+        program = charge.branch.program
+        if program is not None and program.place is backend:
+            backend.resize(program, change_tokens)
+        else:
+            backend.guest_tokens += change_tokens
 
     def added_tokens(self, turn: Turn, backend: Backend) -> int:
         """Tokens that forwarding the turn there, with its program placed there, would add to the account.
@@ -156,28 +168,27 @@ class Ledger:
         return self._brought_tokens(program.need_by_branch(), backend)
 
     def footprint_tokens(self, program: Program) -> int:
-        """What the program would take alone on a backend: own tokens and its shared prefixes in full."""
-        if program.place is None:
+        """What the program would take alone on a backend: its own tokens, and in full those that it shares."""
+        place = program.place
+        if place is None:
             return program.need_tokens
-        keys = {
-            key
-            for branch in program.branches.values()
-            if (charge := branch.charges.get(program.place)) is not None
-            for key in charge.prefixes
-        }
-        return program.own_tokens + sum(self.prefixes[key].tokens for key in keys)
+        charges = [
+            charge for branch in program.branches.values() if (charge := branch.charges.get(place)) is not None
+        ]
+        keys = {key for charge in charges for key in charge.prefixes}
+        return sum(charge.bare_tokens for charge in charges) + sum(self.prefixes[key].tokens for key in keys)
 
     def _brought_tokens(self, wanted: dict[Branch, int], backend: Backend) -> int:
         """What charging these branches so much there would add: not what they are charged there already, nor the
-        shared prefixes that are there or that two of them bring."""
-        own_tokens = 0
+        prefixes that are there or that two of them bring."""
+        bare_tokens = 0
         keys: set[PrefixKey] = set()
         for branch, wanted_tokens in wanted.items():
-            wanted_own_tokens, prefixes = self._split(branch, wanted_tokens)
+            wanted_bare_tokens, prefixes = self._split(branch, wanted_tokens)
             charge = branch.charges.get(backend)
-            own_tokens += wanted_own_tokens - (0 if charge is None else charge.own_tokens)
-            keys.update(key for key in prefixes if key not in backend.shared)
-        return max(0, own_tokens + sum(self.prefixes[key].tokens for key in keys))
+            bare_tokens += wanted_bare_tokens - (0 if charge is None else charge.bare_tokens)
+            keys.update(key for key in prefixes if key not in backend.prefixes)
+        return max(0, bare_tokens + sum(self.prefixes[key].tokens for key in keys))
 
     @staticmethod
     def _wanted_tokens(branch: Branch, backend: Backend, home: bool, joining: Turn | None = None) -> int:
@@ -191,13 +202,13 @@ class Ledger:
         return max(running_tokens, branch.kept_tokens) if home else running_tokens
 
     def _split(self, branch: Branch, wanted_tokens: int) -> tuple[int, tuple[PrefixKey, ...]]:
-        """Own tokens, and the shared prefixes from the start that fit into what is wanted."""
-        own_tokens = wanted_tokens
+        """Bare tokens, and the prefixes from the start that fit into what is wanted."""
+        bare_tokens = wanted_tokens
         prefixes: list[PrefixKey] = []
         for key in branch.prefixes:
             tokens = self.prefixes[key].tokens
-            if tokens > own_tokens:
+            if tokens > bare_tokens:
                 break
-            own_tokens -= tokens
+            bare_tokens -= tokens
             prefixes.append(key)
-        return own_tokens, tuple(prefixes)
+        return bare_tokens, tuple(prefixes)

@@ -213,7 +213,7 @@ class SchedulerDriver:
         for backend in cluster.backend_by_id.values():
             totals = (*backend.tokens.values(), backend.guest_tokens, backend.shared_tokens, backend.reserved_tokens)
             assert not any(totals), f"{backend.id} still counts {totals}"
-            assert not backend.shared, f"{backend.id} still holds prefixes"
+            assert not backend.prefixes, f"{backend.id} still holds prefixes"
             assert not backend.forwarded, f"{backend.id} still runs turns"
             assert not backend.program_count, f"{backend.id} still has programs"
 
