@@ -287,7 +287,7 @@ def test_idle_program_keeps_its_place_until_its_lease_is_over() -> None:
         driver.finish(driver.arrive(name, 4_000))
         driver.advance(1.0)
     turn = driver.arrive("q", 3_000)
-    driver.advance(28.0)
+    driver.advance(27.0)
     assert turn in driver.held
     driver.advance(5.0)
     assert turn in driver.running
