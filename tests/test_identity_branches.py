@@ -53,14 +53,13 @@ def test_anything_after_the_first_answer_leaves_the_branch(rest: list[dict[str, 
         {"messages": [SYSTEM, OTHER_TASK]},
         {"messages": [TASK]},
         {"messages": [{**SYSTEM, "content": "You review."}, TASK]},
-        {"messages": [SYSTEM, TASK], "tools": TOOLS},
         {"messages": [SYSTEM, TASK, TASK]},
         {"messages": []},
     ],
-    ids=["task", "no system", "system", "tools", "two prompts", "empty"],
+    ids=["task", "no system", "system", "two prompts", "empty"],
 )
 def test_conversation_that_begins_otherwise_is_another_branch(fields: dict[str, Any]) -> None:
-    """Sub-agents have a task, a system prompt or tools of their own."""
+    """Sub-agents have a task or a system prompt of their own."""
     assert _of(**fields).branch != _of(messages=[SYSTEM, TASK]).branch
 
 
@@ -84,7 +83,6 @@ def test_prefixes_are_the_shared_beginning_and_then_the_prompt() -> None:
     assert [prefix.size_bytes for prefix in other.prefixes] == [_size(TOOLS, SYSTEM), _size(OTHER_TASK)]
     assert one.prefixes[0] == other.prefixes[0]
     assert one.prefixes[1].key != other.prefixes[1].key
-    assert one.prefixes[1].key == one.branch
 
 
 def test_conversation_without_a_system_prompt_has_one_prefix() -> None:
@@ -148,3 +146,25 @@ def test_message_that_makes_no_sense_ends_the_beginning(message: bytes) -> None:
     raw = b'{"program_id": "p", "messages": [%s, %s]}' % (json.dumps(TASK).encode(), message)
     turn = identify(CHAT, CIMultiDict(), raw, IdentityRules())
     assert turn.branch == _of(messages=[TASK]).branch
+
+
+def test_moving_cache_marks_keep_the_branch() -> None:
+    """A client of the messages API marks another message on each turn; the conversation is the same."""
+    mark = {"type": "ephemeral", "ttl": "1h"}
+    marked = {"role": "user", "content": [{"type": "text", "text": "task", "cache_control": mark}]}
+    plain = {"role": "user", "content": [{"type": "text", "text": "task"}]}
+    answer = {"role": "assistant", "content": "on it"}
+    headers = {"X-Program-ID": "p"}
+    first = json.dumps({"model": "m", "messages": [marked]}).encode()
+    second = json.dumps({"model": "m", "messages": [plain, answer]}).encode()
+    branches = {identify("/v1/messages", headers, body, IdentityRules()).branch for body in (first, second)}
+    assert len(branches) == 1
+
+
+def test_tools_that_change_keep_the_branch_and_change_the_prefix() -> None:
+    """New tools are a new prompt of the same conversation: its old footprint is replaced, not added to."""
+    headers, messages = {"X-Program-ID": "p"}, [{"role": "user", "content": "task"}]
+    bodies = [json.dumps({"messages": messages, "tools": [{"name": name}]}).encode() for name in ("a", "b")]
+    found = [identify("/v1/chat/completions", headers, body, IdentityRules()) for body in bodies]
+    assert found[0].branch == found[1].branch
+    assert found[0].prefixes != found[1].prefixes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 
@@ -36,6 +37,8 @@ _FINAL_HEADERS = ("X-Session-Final", "X-Dynamo-Session-Final")
 
 _BEGINNING_LIMIT = 16
 """Messages looked at for the beginning of a conversation, which is all before the first answer."""
+
+_CACHE_MARK = re.compile(rb',?\s*"cache_control"\s*:\s*(?:\{[^{}]*\}|null)')
 
 _Fields = dict[str, msgspec.Raw]
 _DECODE_FIELDS = msgspec.json.Decoder(_Fields)
@@ -253,22 +256,33 @@ def _beginning(path: str, fields: _Fields) -> tuple[BranchId, tuple[Prefix, ...]
         messages = _DECODE_LIST.decode(raw)
     except msgspec.DecodeError:
         return MAIN_BRANCH, ()
-    digest, size_bytes = blake2b(digest_size=8), 0
+    # Tools are part of the prompt but not of what the conversation is: they may change under way.
+    conversation, prompt, size_bytes = blake2b(digest_size=8), blake2b(digest_size=8), 0
     for name in ("tools", "system", "instructions"):
         if name in fields:
-            part = memoryview(fields[name])
-            digest.update(part)
+            part = _without_cache_marks(memoryview(fields[name]))
+            prompt.update(part)
             size_bytes += len(part)
+            if name != "tools":
+                conversation.update(part)
     prefixes: list[Prefix] = []
     for message, role in _until_answer(messages):
         if role not in ("system", "developer") and size_bytes and not prefixes:
-            prefixes.append(Prefix(PrefixKey(digest.hexdigest()), size_bytes))
+            prefixes.append(Prefix(PrefixKey(prompt.hexdigest()), size_bytes))
             size_bytes = 0
-        digest.update(message)
+        part = _without_cache_marks(message)
+        conversation.update(part)
+        prompt.update(part)
         size_bytes += len(message)
     if size_bytes:
-        prefixes.append(Prefix(PrefixKey(digest.hexdigest()), size_bytes))
-    return BranchId(digest.hexdigest()), tuple(prefixes)
+        prefixes.append(Prefix(PrefixKey(prompt.hexdigest()), size_bytes))
+    return BranchId(conversation.hexdigest()), tuple(prefixes)
+
+
+def _without_cache_marks(part: memoryview) -> bytes:
+    """Clients of the messages API move their cache_control marks along from turn to turn."""
+    raw = part.tobytes()
+    return _CACHE_MARK.sub(b"", raw) if b'"cache_control"' in raw else raw
 
 
 def _until_answer(messages: list[msgspec.Raw]) -> Iterator[tuple[memoryview, str]]:

@@ -71,11 +71,16 @@ def normalise_base_url(url: str) -> str:
         ValueError: not an http(s) URL with a host, or one with a query, a fragment or credentials.
     """
     text = url.strip()
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        raise ValueError("backend URL cannot be read: its host is malformed") from None
+    if "@" in parts.netloc:
+        raise ValueError("backend URL must not hold credentials; give the key as the backend's API key")
+    if any(character.isspace() for character in text):
+        raise ValueError(f"backend URL must not hold spaces: {url!r}")
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"backend URL must begin with http:// or https://: {url!r}")
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("backend URL must not hold credentials; give the key as the backend's API key")
     if not parts.hostname:
         raise ValueError(f"backend URL has no host: {url!r}")
     if parts.query or parts.fragment or "?" in text or "#" in text:
