@@ -243,13 +243,15 @@ def test_observation_of_nothing_changes_nothing(driver: SchedulerDriver) -> None
 
 
 def test_second_model_of_a_program_runs_as_a_guest(driver: SchedulerDriver) -> None:
-    """A sub-agent on another model does not move its program."""
+    """A sub-agent on another model does not move its program, and leaves nothing at a place that never held it."""
     driver.send(BackendObserved(A, ("m",)))
     driver.send(BackendObserved(B, ("n",)))
     driver.arrive("p", 500, model="m")
     turn = driver.arrive("p", 300, branch="sub", model="n")
     assert driver.where[turn] == B
     assert driver.backend("B").guest_tokens == 300
+    driver.finish(turn, 300, 50)
+    assert driver.accounted() == {"A": 500, "B": 0}
     assert driver.told(ProgramMoved) == []
     driver.close()
 

@@ -234,12 +234,9 @@ class Scheduler:
             ledger.ratio.learn(turn.body_bytes, usage.prompt_tokens)
             branch.history.learn(turn.body_bytes, usage)
         if program is not None and program.status is not Status.RELEASED:
-            if usage is not None:
-                branch.kept_tokens = usage.prompt_tokens + usage.completion_tokens
-            elif outcome is Outcome.COMPLETED:
-                branch.kept_tokens = turn.need_tokens
-            elif outcome is Outcome.CLIENT_GONE:
-                branch.kept_tokens = max(branch.kept_tokens, turn.need_tokens)
+            # A sub-agent's model may be one that the program's place does not serve: nothing of it is kept there.
+            if program.place is None or program.place.serves(turn.model):
+                branch.kept_tokens = _left_tokens(turn, outcome, usage)
             program.total_tokens = program.kept_tokens
             program.turns_finished += 1
             branch.used_at = self.cluster.now
@@ -435,3 +432,14 @@ class Scheduler:
             self._decider.admit_turn(turn, backend)
         else:
             self._reservations.reserve(waiter, turn)
+
+
+def _left_tokens(turn: Turn, outcome: Outcome, usage: Usage | None) -> int:
+    """What a finished turn leaves of its conversation in the cache; an error leaves what was there before."""
+    if usage is not None:
+        return usage.prompt_tokens + usage.completion_tokens
+    if outcome is Outcome.COMPLETED:
+        return turn.need_tokens
+    if outcome is Outcome.CLIENT_GONE:
+        return max(turn.branch.kept_tokens, turn.need_tokens)
+    return turn.branch.kept_tokens
