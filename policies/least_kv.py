@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import ClassVar
 
 from attrs import define, field, frozen
@@ -19,32 +18,15 @@ from thunderagent.policy import (
     Reconsider,
     Trigger,
     TurnView,
+    roomiest,
 )
 
-__all__ = ["LeastKv", "roomiest"]
-
-_SCAN_LIMIT = 256
-"""Waiters looked at per event for the oldest of each model."""
+__all__ = ["LeastKv"]
 
 
 @frozen
 class _Options:
     overflow: bool = False
-
-
-def roomiest(backends: Sequence[BackendView]) -> BackendView:
-    """The backend with the most free tokens; of those with unknown capacity the one that accounts the least.
-
-    Unknown capacity is no reason to stay away: such a backend counts as roomier than any other.
-    """
-
-    def room(backend: BackendView) -> tuple[bool, int]:
-        free_tokens = backend.free_tokens
-        if free_tokens is None:
-            return (True, -backend.accounted_tokens)
-        return (False, free_tokens)
-
-    return max(backends, key=room)
 
 
 @define(eq=False)
@@ -83,12 +65,8 @@ class LeastKv(Policy):
             return ()
         decisions: list[Decision] = []
         quiet = {backend.id for backend in cluster.backends if backend.turn_count == 0}
-        models: set[str | None] = set()
-        for waiter in islice(cluster.waiting(), _SCAN_LIMIT):
-            turn = waiter.turn
-            if waiter.is_urgent or turn.model in models or not turn.eligible_backends:
-                continue
-            models.add(turn.model)
+        for line in cluster.waiting_lines() if quiet else ():
+            turn = line[0].turn
             if any(cluster.fits(turn, backend) for backend in turn.eligible_backends):
                 continue
             chosen = next((backend for backend in turn.eligible_backends if backend.id in quiet), None)

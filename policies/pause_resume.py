@@ -7,6 +7,7 @@ algorithm: everything on a 5 s tick, smallest programs first, a resumed program 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -117,7 +118,8 @@ class PauseResume(Policy):
         if turn.place is not None:
             return turn.place.id
         is_paused = program is not None and program.status is Status.PAUSED
-        if cluster.waiting_count or (is_paused and not settings.react):
+        is_late = bool(cluster.line_of(turn)) and not turn.waits_alone
+        if is_late or (is_paused and not settings.react):
             return None
         rooms = _Rooms(self.settings, cluster)
         fitting = rooms.fitting(turn)
@@ -158,21 +160,18 @@ class PauseResume(Policy):
         return decisions
 
     def _resume_oldest(self, cluster: ClusterView, rooms: _Rooms) -> list[Decision]:
-        """Waiters in the order they asked; one that fits nowhere bars the younger ones of its model."""
+        """Each line in the order they asked, up to the first who fits nowhere."""
         decisions: list[Decision] = []
-        barred: set[str | None] = set()
-        for waiter in cluster.waiting():
-            if len(barred) == cluster.waiting_model_count:
-                break
-            if not _asks_for_a_place(waiter) or waiter.turn.model in barred:
-                continue
-            decision = self._place(waiter, rooms)
-            if decision is None:
-                decisions += self._reclaim(waiter, rooms)
+        for line in cluster.waiting_lines():
+            for waiter in line:
+                if not _asks_for_a_place(waiter):
+                    continue
                 decision = self._place(waiter, rooms)
-            if decision is None:
-                barred.add(waiter.turn.model)
-            else:
+                if decision is None:
+                    decisions += self._reclaim(waiter, rooms)
+                    decision = self._place(waiter, rooms)
+                if decision is None:
+                    break
                 decisions.append(decision)
         return decisions
 
@@ -205,17 +204,18 @@ class PauseResume(Policy):
     def _resume_smallest(self, cluster: ClusterView, rooms: _Rooms) -> list[Decision]:
         """The published resume: pick by score what fits all rooms together, place the largest first."""
         candidates = _candidates(cluster)
-        total_tokens, picked = sum(max(0.0, rooms.room(backend)) for backend in cluster.backends), []
+        total_tokens = sum(max(0.0, rooms.room(backend)) for backend in cluster.backends)
+        picked: list[_Candidate] = []
         for candidate in candidates:
             cost_tokens = candidate.need_tokens + self.settings.buffer_tokens
-            if cost_tokens <= total_tokens:
+            if cost_tokens <= total_tokens or (not picked and any(map(rooms.is_empty, cluster.backends))):
                 total_tokens -= cost_tokens
                 picked.append(candidate)
         decisions: list[Decision] = []
         for candidate in sorted(picked, key=lambda entry: -entry.need_tokens):
             backends = candidate.backends or cluster.backends
             chosen = max(backends, key=rooms.room, default=None)
-            if chosen is not None and rooms.fits(chosen, candidate.need_tokens, if_empty=False):
+            if chosen is not None and rooms.fits(chosen, candidate.need_tokens):
                 rooms.take(chosen, candidate.need_tokens)
                 decisions.append(candidate.decide(chosen.id))
         return decisions
@@ -269,6 +269,8 @@ class _Rooms:
     cluster: ClusterView
     _changes: dict[BackendId, float] = field(factory=dict)
     _leaving: set[ProgramId] = field(factory=set)
+    _left: Counter[BackendId] = field(factory=Counter)
+    _taken: set[BackendId] = field(factory=set)
     _acting_tokens: dict[BackendId, float] = field(factory=dict)
 
     def added(self, turn: TurnView, backend: BackendView) -> int:
@@ -305,11 +307,15 @@ class _Rooms:
         if backend.capacity_tokens is None:
             return float("inf")
         limit_tokens = self.settings.high_watermark * backend.capacity_tokens
-        free_tokens = backend.free_tokens
-        assert free_tokens is not None
-        reserved_tokens = backend.capacity_tokens - backend.accounted_tokens - free_tokens
         used_tokens = self.used(backend, decayed=True) + self._changes.get(backend.id, 0.0)
-        return limit_tokens - used_tokens - reserved_tokens
+        return limit_tokens - used_tokens - self._reserved_tokens(backend)
+
+    @staticmethod
+    def _reserved_tokens(backend: BackendView) -> int:
+        """Promised to turns that reached the hold limit."""
+        if backend.capacity_tokens is None or backend.free_tokens is None:
+            return 0
+        return backend.capacity_tokens - backend.accounted_tokens - backend.free_tokens
 
     def fitting(self, turn: TurnView) -> list[BackendView]:
         """Where the turn could run and its program fits."""
@@ -320,21 +326,22 @@ class _Rooms:
             if self.fits(backend, self.added(turn, backend))
         ]
 
-    def fits(self, backend: BackendView, tokens: int, *, if_empty: bool = True) -> bool:
-        """Whether a newcomer fits, with headroom and reserve; with ``if_empty`` an empty backend takes anything."""
-        if backend.capacity_tokens is None:
-            return True
-        is_empty = backend.free_tokens == backend.capacity_tokens and backend.id not in self._changes
-        if if_empty and is_empty:
-            return True
-        return self._shortfall(backend, tokens) <= 0
+    def fits(self, backend: BackendView, tokens: int) -> bool:
+        """Whether a newcomer fits, with headroom and reserve; an empty backend takes anybody."""
+        return backend.capacity_tokens is None or self.is_empty(backend) or self._shortfall(backend, tokens) <= 0
+
+    def is_empty(self, backend: BackendView) -> bool:
+        """Whether nothing runs or has its place there once this batch is carried out."""
+        is_unused = backend.turn_count == 0 and backend.program_count == self._left[backend.id]
+        return is_unused and backend.id not in self._taken and self._reserved_tokens(backend) == 0
 
     def _shortfall(self, backend: BackendView, tokens: int) -> float:
         reserve_tokens = self.settings.growth_reserve * (backend.capacity_tokens or 0)
         return tokens + self.settings.buffer_tokens + reserve_tokens - self.room(backend)
 
     def reclaimable(self, backend: BackendView, tokens: int) -> list[ProgramView]:
-        """Idle programs past their lease that together make room for so many tokens; empty if they do not."""
+        """Idle programs past their lease that together make room for so many tokens, or leave the backend empty for
+        one that would not fit beside others; empty if they do neither."""
         missing_tokens, victims = self._shortfall(backend, tokens), list[ProgramView]()
         for program in backend.longest_idle_first():
             if self.cluster.now - program.idle_since < self.settings.idle_lease_seconds or missing_tokens <= 0:
@@ -342,7 +349,8 @@ class _Rooms:
             if program.is_idle and program.id not in self._leaving:
                 victims.append(program)
                 missing_tokens -= self.weight(program, Standing.ACTING, decayed=True) + self.settings.buffer_tokens
-        return victims if missing_tokens <= 0 else []
+        leaves_it_empty = backend.turn_count == 0 and backend.program_count == self._left[backend.id] + len(victims)
+        return victims if missing_tokens <= 0 or leaves_it_empty else []
 
     def excess(self, backend: BackendView) -> float:
         """Tokens over the high watermark once those that yield have left."""
@@ -354,6 +362,7 @@ class _Rooms:
 
     def take(self, backend: BackendView, tokens: int) -> None:
         """Count an admission of this batch."""
+        self._taken.add(backend.id)
         change = self._changes.get(backend.id, 0.0)
         self._changes[backend.id] = change + tokens + self.settings.buffer_tokens
 
@@ -361,6 +370,7 @@ class _Rooms:
         """Count a pause of this batch; a yielding program frees its tokens only when its turn ends."""
         self._leaving.add(program.id)
         if at_once:
+            self._left[backend.id] += 1
             change = self._changes.get(backend.id, 0.0)
             weight_tokens = self.weight(program, Standing.ACTING, decayed=True)
             freed_tokens = weight_tokens + self.settings.buffer_tokens

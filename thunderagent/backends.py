@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import structlog
 from attrs import define, field, frozen
@@ -13,6 +14,7 @@ from attrs import define, field, frozen
 from thunderagent.core import events
 from thunderagent.core.events import Event
 from thunderagent.core.ids import BackendId
+from thunderagent.core.usage import Outcome
 from thunderagent.upstream.client import BackendClient, ForwardFailed, normalise_base_url
 from thunderagent.upstream.prometheus import BackendObservation
 from thunderagent.upstream.scrape import Scrape, observe
@@ -20,6 +22,13 @@ from thunderagent.upstream.scrape import Scrape, observe
 __all__ = ["BackendConfig", "BackendPool", "WatchSettings", "WatchedBackend"]
 
 _log = structlog.get_logger("thunderagent.backends")
+_T = TypeVar("_T")
+
+_EJECTION_TURNS = 5
+"""So many turns in a row that ended in an error of the backend take it out, however healthy it looks: it always
+looks emptiest, and would be given every new program."""
+_EJECTION_SECONDS = 10.0
+_MAX_EJECTION_SECONDS = 120.0
 
 
 @frozen
@@ -56,7 +65,19 @@ class WatchedBackend:
     config: BackendConfig
     client: BackendClient
     failures: int = 0
+    """Failed looks, and connections that were not made, in a row."""
+    is_turn_counted: bool = False
+    """A connection that was not made was counted since the last look: however many fail at once, they are one."""
     is_failed: bool = False
+    failed_turns: int = 0
+    """Turns in a row that ended in BACKEND_ERROR."""
+    ejection_seconds: float = _EJECTION_SECONDS
+    """How long the next ejection lasts; twice as long each time until a turn completes."""
+    ejected_until: float | None = None
+    """On the pool's clock: no look makes it recover before that. None: it failed otherwise, or not at all."""
+    running: int = 0
+    """Requests that use the client; the client of a removed backend is closed after the last one."""
+    is_removed: bool = False
     observation: BackendObservation | None = None
     last_error: str | None = None
     observed_at: float | None = None
@@ -70,13 +91,20 @@ class WatchedBackend:
 
 @define(eq=False)
 class BackendPool:
-    """Owns the clients and the watching tasks; tells the scheduler through ``send``."""
+    """Owns the clients and the watching tasks; tells the scheduler through ``send``.
+
+    ``can_spare`` says whether the other backends can take over for one; asked before a backend that looks healthy
+    is taken out.
+    """
 
     settings: WatchSettings
     send: Callable[[Event], None]
+    can_spare: Callable[[BackendId], bool] = lambda backend: False
+    now: Callable[[], float] = time.monotonic
     watched: dict[BackendId, WatchedBackend] = field(factory=dict)
-    _retired: list[WatchedBackend] = field(factory=list)
-    """Removed ones; an answer may still be read from them, and an idle client holds no connection for long."""
+    _retired: set[WatchedBackend] = field(factory=set)
+    """Removed ones whose client is not closed yet: an answer is still read from it."""
+    _tasks: set[asyncio.Task[Any]] = field(factory=set)
 
     def add(self, config: BackendConfig) -> WatchedBackend:
         """Add a backend and begin to watch it. Inside a running loop; the id must be new."""
@@ -86,15 +114,42 @@ class BackendPool:
         entry.task = asyncio.create_task(self._watch(entry), name=f"watch {config.id}")
         return entry
 
-    async def remove(self, backend: BackendId) -> None:
-        """Stop watching and forget a backend; answers still being read from it go on."""
-        entry = self.watched.pop(backend)
-        self._retired.append(entry)
+    def remove(self, entry: WatchedBackend) -> bool:
+        """Stop watching and forget a backend; answers still being read from it go on.
+
+        Returns False where this very entry was removed before, whatever has its URL now.
+        """
+        if self.watched.get(entry.config.id) is not entry:
+            return False
+        del self.watched[entry.config.id]
+        entry.is_removed = True
+        self._retired.add(entry)
         if entry.task is not None:
             entry.task.cancel()
-        # Told before anything is awaited: the same URL may be added again meanwhile.
-        self.send(events.BackendRemoved(backend))
-        await _stop(entry.task)
+        self.send(events.BackendRemoved(entry.config.id))
+        if entry.running == 0:
+            self.own(self._close_retired(entry), f"close {entry.config.id}")
+        return True
+
+    def own(self, work: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
+        """Run work that must not end with the request that began it; ``close`` cancels what is left of it."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def use(self, backend: BackendId) -> WatchedBackend | None:
+        """Begin a request to a backend; None for one that was removed. Each is ended with ``leave``."""
+        entry = self.watched.get(backend)
+        if entry is not None:
+            entry.running += 1
+        return entry
+
+    def leave(self, entry: WatchedBackend) -> None:
+        """A request to the backend is over, its answer read or closed."""
+        entry.running -= 1
+        if entry.is_removed and entry.running == 0:
+            self.own(self._close_retired(entry), f"close {entry.config.id}")
 
     async def wait_first_looks(self, timeout_seconds: float) -> None:
         """Wait until each backend was looked at once, or the time is over."""
@@ -106,37 +161,58 @@ class BackendPool:
 
     async def close(self) -> None:
         """End all watching and close all connections."""
-        for entry in self.watched.values():
-            await _stop(entry.task)
+        for task in (*self._tasks, *(entry.task for entry in (*self.watched.values(), *self._retired))):
+            await _stop(task)
         for entry in (*self.watched.values(), *self._retired):
             await entry.client.close()
+        self._retired.clear()
 
-    def note_answer(self, backend: BackendId) -> None:
+    def note_answer(self, entry: WatchedBackend) -> None:
         """A turn was answered: failures before it were not in a row."""
-        entry = self.watched.get(backend)
-        if entry is not None and not entry.is_failed:
+        if not entry.is_failed:
             entry.failures = 0
 
-    def note_failure(self, backend: BackendId, error: ForwardFailed) -> None:
-        """A turn got no answer. A connection that was not made counts; after anything else, look at once."""
-        entry = self.watched.get(backend)
-        if entry is None:
+    def note_failure(self, entry: WatchedBackend, error: ForwardFailed) -> None:
+        """A turn got no answer: look at once. A connection that was not made counts, once between two looks."""
+        if entry.is_removed:
             return
-        if not error.sent:
+        if not error.sent and not entry.is_turn_counted:
+            entry.is_turn_counted = True
             self._count_failure(entry, str(error))
         entry.look_now.set()
+
+    def note_outcome(self, entry: WatchedBackend, outcome: Outcome) -> None:
+        """A turn that was answered is over. Several errors of the backend in a row take it out for a while, if the
+        others can take over; what its clients did wrong, or that they left, says nothing."""
+        if outcome is Outcome.COMPLETED:
+            entry.failed_turns, entry.ejection_seconds = 0, _EJECTION_SECONDS
+        elif outcome is Outcome.BACKEND_ERROR and not entry.is_failed and not entry.is_removed:
+            entry.failed_turns += 1
+            if entry.failed_turns >= _EJECTION_TURNS and self.can_spare(entry.config.id):
+                self._eject(entry)
+
+    def _eject(self, entry: WatchedBackend) -> None:
+        entry.ejected_until = self.now() + entry.ejection_seconds
+        entry.ejection_seconds = min(_MAX_EJECTION_SECONDS, 2 * entry.ejection_seconds)
+        error = f"{entry.failed_turns} turns in a row failed"
+        entry.failed_turns = 0
+        self._fail(entry, error)
+
+    async def _close_retired(self, entry: WatchedBackend) -> None:
+        await _stop(entry.task)
+        await entry.client.close()
+        self._retired.discard(entry)
 
     async def _watch(self, entry: WatchedBackend) -> None:
         while True:
             entry.look_now.clear()
             try:
                 self._take(entry, await observe(entry.client))
-            except asyncio.CancelledError:
-                raise
             except Exception:  # a bug in reading a page must not end the watch
                 _log.exception("backend.look_failed", backend=entry.config.id)
             if entry.observed_at is None and not entry.first_look.is_set():
                 _log.warning("backend.not_reached", backend=entry.config.id, error=entry.last_error)
+            entry.is_turn_counted = False
             entry.first_look.set()
             settings = self.settings
             failing = entry.is_failed or entry.failures > 0
@@ -155,7 +231,9 @@ class BackendPool:
                 entry.last_error = "; ".join(scrape.errors)
             return
         entry.failures, entry.observation = 0, scrape.observation
-        entry.last_error = "; ".join(scrape.errors) or None
+        is_ejected = entry.ejected_until is not None and self.now() < entry.ejected_until
+        if not is_ejected:
+            entry.last_error = "; ".join(scrape.errors) or None
         entry.observed_at = time.time()
         seen = scrape.observation
         capacity_tokens = self.settings.capacity_tokens
@@ -176,8 +254,8 @@ class BackendPool:
             entry.is_capacity_unknown = True
             remedy = "--capacity-tokens; nothing is held for it until then"
             _log.warning("backend.capacity_unknown", backend=entry.config.id, remedy=remedy)
-        if entry.is_failed:
-            entry.is_failed = False
+        if entry.is_failed and not is_ejected:
+            entry.is_failed, entry.ejected_until = False, None
             _log.info("backend.recovered", backend=entry.config.id)
             self.send(events.BackendRecovered(entry.config.id))
 
@@ -185,9 +263,12 @@ class BackendPool:
         entry.failures += 1
         entry.last_error = error
         if entry.failures >= self.settings.failures and not entry.is_failed:
-            entry.is_failed = True
-            _log.warning("backend.failed", backend=entry.config.id, error=error)
-            self.send(events.BackendFailed(entry.config.id, error))
+            self._fail(entry, error)
+
+    def _fail(self, entry: WatchedBackend, error: str) -> None:
+        entry.is_failed, entry.last_error = True, error
+        _log.warning("backend.failed", backend=entry.config.id, error=error)
+        self.send(events.BackendFailed(entry.config.id, error))
 
 
 def _whole(number: float | None) -> int | None:
@@ -207,11 +288,11 @@ async def _sleep_unless(event: asyncio.Event, seconds: float) -> None:
         pass
 
 
-async def _stop(task: asyncio.Task[None] | None) -> None:
+async def _stop(task: asyncio.Task[Any] | None) -> None:
+    """Cancel a task and wait until it ended; raises what it raised, and CancelledError only for the caller's own."""
     if task is None:
         return
     task.cancel()
-    try:
-        await task
-    except asyncio.CancelledError:
-        pass
+    await asyncio.wait((task,))
+    if not task.cancelled():
+        task.result()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import count
 
 import attrs
@@ -72,7 +72,7 @@ class Ticket:
     def forward_failed(self, reason: str, *, sent: bool) -> None:
         """The backend gave no answer; ``place`` can be awaited again."""
         self._placed = asyncio.get_running_loop().create_future()
-        self.gateway.handle(events.ForwardFailed(self.id, reason, sent))
+        self.gateway.forward_failed(self, reason, sent=sent)
 
     def close(self, outcome: Outcome, usage: Usage | None = None, output_tokens: int = 0) -> None:
         """The turn is over, however it ended; calls after the first do nothing."""
@@ -104,8 +104,6 @@ class Gateway:
     metrics: Metrics
     tickets: dict[TurnId, Ticket] = field(factory=dict)
     is_draining: bool = False
-    on_command: list[Callable[[Command], None]] = field(factory=list)
-    """Called with each command and notice, after its effect."""
     _turn_ids: count[int] = field(factory=lambda: count(1))
     _timer: asyncio.TimerHandle | None = None
 
@@ -116,7 +114,7 @@ class Gateway:
             ShuttingDown: the daemon drains.
         """
         if self.is_draining:
-            raise ShuttingDown("the router is shutting down", retry_after_seconds=5.0)
+            raise _shutting_down()
         ticket = Ticket(TurnId(next(self._turn_ids)), self, submission, self.clock.now())
         self.tickets[ticket.id] = ticket
         arrival = events.TurnArrived(
@@ -131,8 +129,15 @@ class Gateway:
             self.handle(arrival)
         except BaseException:
             del self.tickets[ticket.id]
+            self._abandon_broken(ticket.id)
             raise
         return ticket
+
+    def forward_failed(self, ticket: Ticket, reason: str, *, sent: bool) -> None:
+        """For ``Ticket.forward_failed``. While the daemon drains, a turn may go on elsewhere at once but not wait."""
+        self.handle(events.ForwardFailed(ticket.id, reason, sent))
+        if self.is_draining:
+            self._refuse_if_held(ticket)
 
     def release(self, program: ProgramId) -> bool:
         """The program is over; returns whether it was known."""
@@ -145,10 +150,8 @@ class Gateway:
     def drain(self) -> None:
         """Take no more turns, and refuse those that are held."""
         self.is_draining = True
-        for turn in list(self.scheduler.cluster.turn_by_id.values()):
-            ticket = self.tickets.get(turn.id)
-            if ticket is not None and turn.status is TurnStatus.HELD:
-                ticket.reject(ShuttingDown("the router is shutting down", retry_after_seconds=5.0))
+        for ticket in self.tickets.values():
+            self._refuse_if_held(ticket)
 
     def close(self, ticket: Ticket, outcome: Outcome, usage: Usage | None, output_tokens: int) -> None:
         """For ``Ticket.close``."""
@@ -178,6 +181,21 @@ class Gateway:
             self._timer.cancel()
             self._timer = None
 
+    def _refuse_if_held(self, ticket: Ticket) -> None:
+        turn = self.scheduler.cluster.turn_by_id.get(ticket.id)
+        if turn is not None and turn.status is TurnStatus.HELD:
+            ticket.reject(_shutting_down())
+
+    def _abandon_broken(self, turn: TurnId) -> None:
+        """Have the scheduler forget a turn on whose arrival it broke, so that nothing is charged or sent for it."""
+        cluster = self.scheduler.cluster
+        if turn not in cluster.turn_by_id:
+            return
+        try:
+            self.handle(events.TurnAbandoned(turn))
+        except Exception:  # told already; the first error is the one to be raised
+            cluster.turn_by_id.pop(turn, None)
+
     def _carry_out(self, produced: Sequence[Command]) -> None:
         for command in produced:
             if isinstance(command, commands.Forward):
@@ -192,8 +210,6 @@ class Gateway:
             else:
                 self.metrics.count_notice(command)
                 _log_notice(command)
-            for hook in self.on_command:
-                hook(command)
 
     def _arm_timer(self) -> None:
         """One timer, for the scheduler's next deadline."""
@@ -208,6 +224,10 @@ class Gateway:
     def _tick(self) -> None:
         self._timer = None
         self.handle(events.Tick())
+
+
+def _shutting_down() -> ShuttingDown:
+    return ShuttingDown("the router is shutting down", retry_after_seconds=5.0)
 
 
 def _log_notice(notice: Notice) -> None:

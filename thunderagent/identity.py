@@ -12,11 +12,14 @@ from attrs import frozen
 
 from thunderagent.core.events import Prefix
 from thunderagent.core.ids import BranchId, PrefixKey, ProgramId
-from thunderagent.errors import BadProgramId, InvalidJson
+from thunderagent.errors import BadProgramId, BadRequest, InvalidJson
 
 __all__ = ["IdentityRules", "Submission", "check_program_id", "identify"]
 
 MAX_PROGRAM_ID_BYTES = 256
+
+MAX_MODEL_BYTES = 256
+"""Of a model's name: it is kept with the turn, journalled, logged and repeated in errors."""
 
 MAIN_BRANCH = BranchId("main")
 """The branch of a conversation that cannot be told from others."""
@@ -100,8 +103,10 @@ def identify(
     Raises:
         InvalidJson: the body is not a JSON object.
         BadProgramId: the id, wherever it came from, is unusable.
+        BadRequest: the model's name is too long.
     """
     fields = _parse(body)
+    model = _model(fields)
     body_id, changed = _take_program_id(fields)
     injected = False
     program, branch, is_child = _program_of(body_id, headers, fields, rules)
@@ -112,11 +117,10 @@ def identify(
     if program is not None:
         beginning, prefixes = _beginning(path, fields)
         branch = branch or beginning
-    model = _value(fields, "model")
     return Submission(
         program=program,
         branch=branch or MAIN_BRANCH,
-        model=model if isinstance(model, str) else None,
+        model=model,
         is_stream=is_stream,
         is_final=not is_child and any(headers.get(name, "").lower() == "true" for name in _FINAL_HEADERS),
         prefixes=prefixes,
@@ -163,6 +167,21 @@ def _value(fields: _Fields, name: str) -> object:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
     return value
+
+
+def _model(fields: _Fields) -> str | None:
+    """The model that is asked for; None where the field is absent or no text, which the backend answers.
+
+    Raises:
+        BadRequest: its name is over ``MAX_MODEL_BYTES``.
+    """
+    model = _value(fields, "model")
+    if not isinstance(model, str):
+        return None
+    size_bytes = len(model.encode("utf-8", "surrogatepass"))
+    if size_bytes > MAX_MODEL_BYTES:
+        raise BadRequest(f"model must have at most {MAX_MODEL_BYTES} bytes, got {size_bytes}", param="model")
+    return model
 
 
 def _own_id(fields: _Fields, where: str) -> ProgramId | None:

@@ -12,6 +12,7 @@ from thunderagent.core.policy import (
     ProgramView,
     TurnView,
     WaiterView,
+    roomiest,
 )
 from thunderagent.core.program import Standing, Status
 
@@ -38,4 +39,5 @@ __all__ = [
     "TurnView",
     "WaiterView",
     "Yield",
+    "roomiest",
 ]

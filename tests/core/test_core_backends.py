@@ -68,14 +68,15 @@ def test_turn_beside_running_ones_is_tried_elsewhere_alone(driver: SchedulerDriv
 
 
 def test_turn_that_no_backend_takes_is_offered_again_after_a_second(driver: SchedulerDriver) -> None:
-    """Held without a backend, then tried afresh on all."""
+    """Held without a backend, its place kept; then it is tried there again."""
     turn = driver.arrive("p")
     driver.fail(turn)
     held = driver.fail(turn)
     assert held[-1] == TurnHeld(turn, P, HoldReason.NO_BACKEND, 1800.0)
     assert driver.scheduler.next_deadline() == 1.0
     commands = driver.advance(1.0)
-    assert Forward(turn, A) in commands
+    assert Forward(turn, B) in commands
+    assert driver.told(ProgramPaused) == [ProgramPaused(P, A, PauseReason.BACKEND_LOST)]
 
 
 def test_backend_that_refused_once_is_asked_again_later(driver: SchedulerDriver, policy: Scripted) -> None:

@@ -131,3 +131,11 @@ def test_client_that_leaves_early_does_not_shrink_the_history(driver: SchedulerD
     driver.finish(driver.arrive("p", 1000), 1000, 0)
     driver.abandon(driver.arrive("p", 100))
     assert driver.accounted() == {"A": 1000}
+
+
+def test_body_with_an_image_says_nothing_of_others() -> None:
+    """Hundreds of bytes per token would make every text prompt look empty."""
+    ratio = Ratio()
+    ratio.learn(4_000, 1_000)
+    ratio.learn(4_000_000, 1_500)
+    assert (ratio.bytes_per_token, ratio.samples) == (4.0, 1)

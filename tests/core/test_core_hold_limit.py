@@ -59,7 +59,7 @@ def test_head_waits_for_the_boundary_of_a_running_program() -> None:
     assert turn in driver.held
     assert driver.backend("A").free_tokens == 10_000 - 9_000 - 5_000
     driver.finish(running, 6_000, after=1.0)
-    assert driver.told(ProgramPaused) == [ProgramPaused(P, A, PauseReason.POLICY)]
+    assert driver.told(ProgramPaused) == [ProgramPaused(P, A, PauseReason.HOLD_LIMIT)]
     assert driver.where[turn] == A
     assert driver.accounted() == {"A": 8_000}
     assert driver.backend("A").reserved_tokens == 0
@@ -302,3 +302,47 @@ def test_deadlines_of_turns_placed_afresh_do_not_pile_up() -> None:
         driver.send(BackendObserved(A, ("m", "n")))
         driver.send(BackendObserved(A, ("m",)))
     assert len(driver.scheduler._placement._deadlines) <= 4 * 10 + 65
+
+
+def test_reservation_moves_to_a_backend_that_becomes_free() -> None:
+    """Room on one backend is no reason to wait while another stands empty."""
+    settings = SchedulerSettings(max_hold_seconds=100.0)
+    driver = SchedulerDriver(Scripted(where_it_fits), settings)
+    driver.add("A", 10_000)
+    driver.add("B", 9_000)
+    driver.arrive("p", 9_000)
+    on_b = driver.arrive("q", 9_000)
+    turn = driver.arrive("r", 8_000)
+    driver.advance(100.0)
+    assert turn in driver.held
+    driver.finish(on_b, 9_000)
+    driver.release("q")
+    assert driver.where[turn] == B
+    assert driver.backend("A").reserved_tokens == 0
+    driver.close()
+
+
+def test_reservation_grows_with_its_waiter() -> None:
+    """Another conversation of the waiting program needs room as well: nothing is overcommitted."""
+    driver = full_driver()
+    running = driver.arrive("p", 6_000)
+    driver.arrive("r", 2_000)
+    driver.advance(100.0)
+    driver.arrive("r", 4_000, branch="sub")
+    driver.finish(running, 6_000, after=1.0)
+    assert driver.backend("A").accounted_tokens <= 10_000
+    driver.close()
+
+
+def test_age_ends_with_a_client_that_stays_away() -> None:
+    """A turn sent again soon keeps its place in the queue; one after an hour begins a new wait."""
+    for away_seconds, waited_seconds in ((60.0, 160.0), (500.0, 0.0)):
+        driver = full_driver(limit_seconds=10_000.0)
+        turn = driver.arrive("r", 9_500)
+        driver.advance(100.0)
+        driver.abandon(turn)
+        driver.advance(away_seconds)
+        driver.arrive("r", 9_500)
+        since = driver.program("r").waiting_since
+        assert since is not None
+        assert driver.now - since == pytest.approx(waited_seconds, abs=1.0)

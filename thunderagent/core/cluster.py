@@ -48,11 +48,6 @@ class Cluster:
         return len(self.queue)
 
     @property
-    def waiting_model_count(self) -> int:
-        """Different models that held turns ask for."""
-        return len(self.queue.models)
-
-    @property
     def paused(self) -> Collection[Program]:
         """Paused programs, whether a turn of theirs waits or not."""
         return self.paused_by_id.values()
@@ -60,6 +55,15 @@ class Cluster:
     def waiting(self) -> Iterator[Waiter]:
         """Who waits, oldest first; do not admit while iterating: return decisions."""
         return self.queue.oldest_first()
+
+    def waiting_lines(self) -> Sequence[Sequence[Waiter]]:
+        """Who waits for the policy's word, oldest first: per model one line of programs and one of turns alone."""
+        return self.queue.lines_by_age()
+
+    def line_of(self, turn: Turn) -> Sequence[Waiter]:
+        """Those who wait for the policy's word before a turn that has just arrived."""
+        line: Sequence[Waiter] = self.queue.lines.get((turn.model, turn.waits_alone), ())
+        return line
 
     def waiting_smallest_first(self) -> Iterator[Waiter]:
         """Who waits, by the tokens that they need."""

@@ -33,12 +33,11 @@ from thunderagent.core.decisions import (
     Yield,
 )
 from thunderagent.core.events import Event
-from thunderagent.core.hold_limit import Reservations, roomiest
+from thunderagent.core.hold_limit import Reservations
 from thunderagent.core.ids import BackendId
 from thunderagent.core.placement import Placement
-from thunderagent.core.policy import Policy
+from thunderagent.core.policy import Policy, roomiest
 from thunderagent.core.program import Program, Status
-from thunderagent.core.queue import Waiter
 from thunderagent.core.turn import Turn, TurnStatus
 
 __all__ = ["Decider"]
@@ -107,10 +106,11 @@ class Decider:
         turn.waits_alone = program is None
         if program is None or program.place is None or program.place in turn.eligible_backends:
             return
-        if program.place.id in turn.tried and not self.placement.runs_at_place(program):
-            self.placement.pause(program, PauseReason.BACKEND_LOST)
-        else:
+        if program.place.id not in turn.tried or self.placement.runs_at_place(program):
             turn.waits_alone = True
+        elif turn.eligible_backends:
+            self.placement.pause(program, PauseReason.BACKEND_LOST)
+        # Else there is nowhere to go: it keeps its place, and the turn is offered to it again after a while.
 
     def _choose(self, turn: Turn) -> Backend | HoldReason:
         """Where the turn goes now, or why it has to wait."""
@@ -273,25 +273,19 @@ class Decider:
         return None
 
     def _reconsider(self) -> None:
-        """Offer waiters to ``admit`` again, oldest first; one that the policy holds bars the others of its model.
-
-        One that waits for another reason bars them only where it is theirs as well: no backend for the model.
-        """
-        queue, barred, index = self.cluster.queue, set[str | None](), 0
-        while index < len(queue.by_age) and len(barred) < len(queue.models):
-            waiter: Waiter = queue.by_age[index]
-            turn = waiter.turn
-            if waiter.is_urgent or turn.model in barred:
-                index += 1
-                continue
-            choice = self._choose(turn)
-            if isinstance(choice, Backend):
-                self.unhold(turn)
-                self._send(turn, choice)
-                continue
-            if choice is HoldReason.POLICY or not turn.serving.backends:
-                barred.add(turn.model)
-            index += 1
+        """Offer each line to ``admit`` again, oldest first, up to the first that the policy holds again."""
+        for line in self.cluster.queue.lines_by_age():
+            index = 0
+            while index < len(line):
+                turn = line[index].turn
+                choice = self._choose(turn)
+                if isinstance(choice, Backend):
+                    self.unhold(turn)
+                    self._send(turn, choice)
+                elif choice is HoldReason.POLICY:
+                    break
+                else:
+                    index += 1
 
     # Telling
 

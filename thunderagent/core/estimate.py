@@ -11,6 +11,9 @@ __all__ = ["History", "Ratio", "is_credible"]
 INITIAL_BYTES_PER_TOKEN = 4.0
 """Before the first sample. JSON of English text and code has 3.5 to 5; the lower end holds back more."""
 
+_TEXT_BYTES_PER_TOKEN = (1.0, 12.0)
+"""What text can have. A body with an image in it has hundreds of bytes per token and says nothing of others."""
+
 SAMPLE_WEIGHT = 0.2
 """Weight of a new sample in the global ratio (the published scheduler's value)."""
 
@@ -37,6 +40,8 @@ class Ratio:
         if prompt_tokens <= 0 or body_bytes <= 0:
             return
         sample = body_bytes / prompt_tokens
+        if not _TEXT_BYTES_PER_TOKEN[0] <= sample <= _TEXT_BYTES_PER_TOKEN[1]:
+            return
         if self.samples == 0:
             self.bytes_per_token = sample
         else:

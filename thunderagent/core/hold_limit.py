@@ -7,33 +7,18 @@ When the tokens are free the turn is forwarded.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-
 from attrs import define, field
 
 from thunderagent.core.backend import Backend
 from thunderagent.core.cluster import Cluster
 from thunderagent.core.commands import PauseReason
-from thunderagent.core.ids import BackendId
 from thunderagent.core.placement import Placement
+from thunderagent.core.policy import roomiest
 from thunderagent.core.program import Program, Standing
 from thunderagent.core.queue import Waiter
 from thunderagent.core.turn import Turn
 
-__all__ = ["Reservations", "roomiest", "roomiest_for"]
-
-
-def roomiest(backends: Sequence[Backend]) -> Backend:
-    """The backend with the most free tokens; one of unknown capacity counts as roomier, by what it accounts."""
-
-    def room(backend: Backend) -> tuple[bool, int]:
-        free_tokens = backend.free_tokens
-        if free_tokens is None:
-            return (True, -backend.accounted_tokens)
-        return (False, free_tokens)
-
-    return max(backends, key=room)
+__all__ = ["Reservations", "roomiest_for"]
 
 
 def roomiest_for(turn: Turn) -> Backend:
@@ -54,65 +39,94 @@ class _Reservation:
         turns = self.waiter.turns.values()
         return next((turn for turn in turns if self.backend in turn.eligible_backends), None)
 
+    def resize(self, tokens: int) -> None:
+        self.backend.reserved_tokens += tokens - self.tokens
+        self.tokens = tokens
+
 
 @define(eq=False, repr=False)
 class Reservations:
-    """Waiters that reached the hold limit, in that order, each with its reserved room."""
+    """Waiters that reached the hold limit, each with its room on one backend; per backend in that order.
+
+    Only the first of each backend is looked at: room made for who came first is not taken by who needs less.
+    """
 
     cluster: Cluster
     placement: Placement
-    _reservations: list[_Reservation] = field(factory=list)
+    _by_waiter: dict[Waiter, _Reservation] = field(factory=dict)
+    _by_backend: dict[Backend, dict[Waiter, _Reservation]] = field(factory=dict)
 
     def __len__(self) -> int:
-        return len(self._reservations)
+        return len(self._by_waiter)
 
     def reserve(self, waiter: Waiter, turn: Turn) -> None:
         """Reserve room for a turn of the waiter that a backend is there for, where the least must be displaced."""
-        backend = roomiest_for(turn)
+        self._reserve_on(waiter, turn, roomiest_for(turn))
+        self.cluster.queue.set_urgent(waiter, True)
+
+    def _reserve_on(self, waiter: Waiter, turn: Turn, backend: Backend) -> None:
+        reservation = _Reservation(waiter, backend, 0)
+        reservation.resize(self._needed_tokens(turn, backend))
+        self._by_waiter[waiter] = reservation
+        self._by_backend.setdefault(backend, {})[waiter] = reservation
+
+    def _needed_tokens(self, turn: Turn, backend: Backend) -> int:
         tokens = self.cluster.added_tokens(turn, backend)
-        if backend.capacity_tokens is not None:
-            tokens = min(tokens, backend.capacity_tokens)
-        backend.reserved_tokens += tokens
-        waiter.is_urgent = True
-        self._reservations.append(_Reservation(waiter, backend, tokens))
+        return tokens if backend.capacity_tokens is None else min(tokens, backend.capacity_tokens)
+
+    def _drop(self, reservation: _Reservation) -> None:
+        reservation.resize(0)
+        del self._by_waiter[reservation.waiter]
+        of_backend = self._by_backend[reservation.backend]
+        del of_backend[reservation.waiter]
+        if not of_backend:
+            del self._by_backend[reservation.backend]
 
     def cancel(self, waiter: Waiter) -> None:
         """Give the room back: the waiter was served, or is gone."""
-        for reservation in [entry for entry in self._reservations if entry.waiter is waiter]:
-            reservation.backend.reserved_tokens -= reservation.tokens
-            self._reservations.remove(reservation)
-        waiter.is_urgent = False
+        reservation = self._by_waiter.get(waiter)
+        if reservation is not None:
+            self._drop(reservation)
+            self.cluster.queue.set_urgent(waiter, False)
 
     def cancel_stale(self) -> list[Waiter]:
         """Give up the room on backends that were lost or no longer serve the waiter's turns; returns the waiters."""
-        waiters = [entry.waiter for entry in self._reservations if entry.turn is None]
+        waiters = [waiter for waiter, reservation in self._by_waiter.items() if reservation.turn is None]
         for waiter in waiters:
             self.cancel(waiter)
         return waiters
 
     def ready(self) -> tuple[Waiter, Turn, Backend] | None:
-        """The first waiter whose room is free by now, if any; displaces programs for those that lack room.
+        """A waiter whose room is free by now, if any; displaces programs for those that lack room.
 
-        On one backend the order is kept: room made for who came first is not taken by who needs less.
+        O(backends with reservations), and O(backends) more for each of them that lacks room.
         """
-        ahead_tokens: Counter[BackendId] = Counter()
-        for reservation in self._reservations:
+        for of_backend in list(self._by_backend.values()):
+            reservation = next(iter(of_backend.values()))
             turn, backend = reservation.turn, reservation.backend
             if turn is None:
                 continue
-            if not self._has_room(reservation, ahead_tokens[backend.id]):
+            reservation.resize(self._needed_tokens(turn, backend))
+            if not self._has_room(backend, reservation.tokens):
                 self._displace(backend)
-            if self._has_room(reservation, ahead_tokens[backend.id]):
+            if self._has_room(backend, reservation.tokens):
                 return reservation.waiter, turn, backend
-            ahead_tokens[backend.id] += reservation.tokens
+            elsewhere = next((entry for entry in turn.eligible_backends if self._has_spare_room(turn, entry)), None)
+            if elsewhere is not None:
+                self._drop(reservation)
+                self._reserve_on(reservation.waiter, turn, elsewhere)
+                return reservation.waiter, turn, elsewhere
         return None
 
     @staticmethod
-    def _has_room(reservation: _Reservation, ahead_tokens: int) -> bool:
-        backend = reservation.backend
+    def _has_room(backend: Backend, tokens: int) -> bool:
         if backend.capacity_tokens is None or backend.accounted_tokens == 0:
             return True
-        return backend.accounted_tokens + ahead_tokens + reservation.tokens <= backend.capacity_tokens
+        return backend.accounted_tokens + tokens <= backend.capacity_tokens
+
+    def _has_spare_room(self, turn: Turn, backend: Backend) -> bool:
+        """Whether the turn fits there without a place that is reserved for another."""
+        return backend not in self._by_backend and self._has_room(backend, self._needed_tokens(turn, backend))
 
     def _displace(self, backend: Backend) -> None:
         """Have as many programs yield as the reserved tokens need, those served for longest first."""
@@ -127,5 +141,6 @@ class Reservations:
 
     @staticmethod
     def _served_for_longest(backend: Backend) -> Program | None:
+        """O(programs placed there); a program is displaced once per time that the hold limit was reached."""
         candidates = [*backend.placed[Standing.REASONING], *backend.placed[Standing.ACTING]]
         return max(candidates, key=lambda program: (program.service_seconds, -program.sequence), default=None)

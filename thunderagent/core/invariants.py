@@ -9,6 +9,7 @@ from collections import Counter
 
 from thunderagent.core.backend import Backend
 from thunderagent.core.cluster import Cluster
+from thunderagent.core.commands import HoldReason
 from thunderagent.core.ids import PrefixKey
 from thunderagent.core.program import Branch, Program, Standing, Status
 from thunderagent.core.turn import TurnStatus
@@ -108,7 +109,13 @@ def _check_queue(cluster: Cluster, found: list[str]) -> None:
     queue = cluster.queue
     held = [turn for turn in cluster.turn_by_id.values() if turn.status is TurnStatus.HELD]
     _expect(found, "held turns", queue.turn_count, len(held))
-    _expect(found, "held turns by model", dict(queue.models), dict(Counter(turn.model for turn in held)))
+    lines: dict[tuple[str | None, bool], set[int]] = {}
+    for waiter in queue.waiters.values():
+        turn = waiter.turn
+        if turn.hold_reason is HoldReason.POLICY and not waiter.is_urgent:
+            lines.setdefault((turn.model, turn.waits_alone), set()).add(id(waiter))
+    have = {kind: {id(waiter) for waiter in line} for kind, line in queue.lines.items()}
+    _expect(found, "lines of the queue", have, lines)
     for name, index in (("age", queue.by_age), ("need", queue.by_need)):
         _expect(found, f"queue by {name}", {id(w) for w in index}, {id(w) for w in queue.waiters.values()})
         keys = [index.key(waiter) for waiter in index]

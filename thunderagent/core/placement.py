@@ -153,6 +153,10 @@ class Placement:
         self.cluster.paused_by_id[program.id] = program
         if program.held and program.waiting_since is None:
             program.waiting_since = self.cluster.now
+        for turn in program.held.values():
+            if turn.hold_reason is HoldReason.YIELDING:
+                turn.hold_reason = HoldReason.POLICY
+        self.cluster.queue.refresh(program)
         self.commands.append(ProgramPaused(program.id, backend.id, reason))
 
     def yield_place(self, program: Program, reason: PauseReason) -> None:
@@ -164,6 +168,7 @@ class Placement:
         elif program.status is not Status.YIELDING:
             backend.discard(program)
             program.become(Status.YIELDING)
+            program.yield_reason = reason
             backend.insert(program)
             self.commands.append(ProgramYielding(program.id, backend.id))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from thunderagent.core.commands import Notice
 from thunderagent.core.decisions import Decision, Reconsider, Trigger
@@ -17,7 +17,7 @@ from thunderagent.core.events import Event
 from thunderagent.core.ids import BackendId, PrefixKey, ProgramId, TurnId
 from thunderagent.core.program import Standing, Status
 
-__all__ = ["BackendView", "ClusterView", "OptionError", "Policy", "ProgramView", "TurnView", "WaiterView"]
+__all__ = ["BackendView", "ClusterView", "OptionError", "Policy", "ProgramView", "TurnView", "WaiterView", "roomiest"]
 
 
 class OptionError(ValueError):
@@ -160,7 +160,7 @@ class WaiterView(Protocol):
     def program(self) -> ProgramView | None: ...
     @property
     def turn(self) -> TurnView:
-        """The turn that waits for longest."""
+        """The turn that has waited longest for the policy's word, or if none does, for anything."""
 
     @property
     def since(self) -> float: ...
@@ -185,16 +185,22 @@ class ClusterView(Protocol):
     @property
     def waiting_count(self) -> int: ...
     @property
-    def waiting_model_count(self) -> int:
-        """Different models that held turns ask for."""
-
-    @property
     def paused(self) -> Collection[ProgramView]: ...
     def waiting(self) -> Iterator[WaiterView]:
         """Oldest first."""
 
     def waiting_smallest_first(self) -> Iterator[WaiterView]: ...
+    def waiting_lines(self) -> Sequence[Sequence[WaiterView]]:
+        """Those who wait for the policy's word, oldest first: per model one line of programs, one of turns alone.
+
+        Lines whose oldest waits for longer come first. Who waits for something else (a backend, its program's
+        turn boundary, room that the scheduler makes at the hold limit) stands in none.
+        """
+
     def program(self, program: ProgramId) -> ProgramView | None: ...
+
+    def line_of(self, turn: Any) -> Sequence[WaiterView]:
+        """The line that a turn which has just arrived would join."""
 
     # The three below take only views that this cluster handed out; ``Any`` keeps the views read-only protocols.
     def added_tokens(self, turn: Any, backend: Any) -> int:
@@ -208,6 +214,24 @@ class ClusterView(Protocol):
 
     def fits(self, turn: Any, backend: Any, headroom_tokens: int = 0) -> bool:
         """Whether ``added_tokens`` and the headroom fit into the backend's free tokens."""
+
+
+_AnyBackend = TypeVar("_AnyBackend", bound=BackendView)
+
+
+def roomiest(backends: Sequence[_AnyBackend]) -> _AnyBackend:
+    """The backend with the most free tokens; of those with unknown capacity the one that accounts the least.
+
+    Unknown capacity is no reason to stay away: such a backend counts as roomier than any other.
+    """
+
+    def room(backend: _AnyBackend) -> tuple[bool, int]:
+        free_tokens = backend.free_tokens
+        if free_tokens is None:
+            return (True, -backend.accounted_tokens)
+        return (False, free_tokens)
+
+    return max(backends, key=room)
 
 
 class Policy(ABC):

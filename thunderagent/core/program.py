@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
+from thunderagent.core.commands import PauseReason
 from thunderagent.core.estimate import History
 from thunderagent.core.ids import BackendId, BranchId, PrefixKey, ProgramId, TurnId
 
@@ -107,12 +108,14 @@ class Program:
     """Since when it asks for a place; kept when the client gives up and sends the turn again."""
     idle_since: float = 0.0
     admitted_at: float | None = None
+    yield_reason: PauseReason = PauseReason.POLICY
+    """Why it yields, while it does."""
     service_seconds: float = 0.0
     """Time that its turns ran since it was last admitted."""
     turns_finished: int = 0
     context_bytes: int = 0
     total_tokens: int = 0
-    """Prompt and completion tokens of its last finished turn."""
+    """Prompt and completion tokens of the last finished turn of each of its conversations."""
 
     def become(self, status: Status) -> None:
         """Change the status.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 from attrs import define, field
 from sortedcontainers import SortedKeyList
 
+from thunderagent.core.commands import HoldReason
 from thunderagent.core.ids import ProgramId, TurnId
 from thunderagent.core.program import Program
 from thunderagent.core.turn import Turn
@@ -27,11 +27,15 @@ class Waiter:
     """What it needs resident to go on, shared prefixes in full."""
     is_urgent: bool = False
     """It reached the hold limit: the scheduler makes room for it, policies leave it alone."""
+    line: SortedKeyList | None = None
+    """The line that it stands in while it waits for the policy's word; None while it waits for something else."""
 
     @property
     def turn(self) -> Turn:
-        """The turn that waits for longest."""
-        return next(iter(self.turns.values()))
+        """The turn that has waited longest for the policy's word, or if none does, for anything."""
+        turns = self.turns.values()
+        asking = (turn for turn in turns if turn.hold_reason is HoldReason.POLICY)
+        return next(asking, None) or next(iter(turns))
 
     def __repr__(self) -> str:
         return f"<Waiter {None if self.program is None else self.program.id!r} turns {list(self.turns)}>"
@@ -52,8 +56,9 @@ class Queue:
     waiters: dict[ProgramId | TurnId, Waiter] = field(factory=dict)
     by_age: SortedKeyList = field(factory=lambda: SortedKeyList(key=_by_age))
     by_need: SortedKeyList = field(factory=lambda: SortedKeyList(key=_by_need))
-    models: Counter[str | None] = field(factory=Counter)
-    """Held turns of each model."""
+    lines: dict[tuple[str | None, bool], SortedKeyList] = field(factory=dict)
+    """Who waits for the policy's word, oldest first, by model and whether a turn waits alone: nobody stands in the
+    way of those that want another model, and programs not in the way of one-off turns."""
     turn_count: int = 0
     _sequence: int = 0
 
@@ -87,7 +92,6 @@ class Queue:
             self._unlist(waiter)
         waiter.turns[turn.id] = turn
         self.turn_count += 1
-        self.models[turn.model] += 1
         self._list(waiter)
         return waiter
 
@@ -98,9 +102,6 @@ class Queue:
         self._unlist(waiter)
         del waiter.turns[turn.id]
         self.turn_count -= 1
-        self.models[turn.model] -= 1
-        if not self.models[turn.model]:
-            del self.models[turn.model]
         if waiter.turns:
             self._list(waiter)
         else:
@@ -114,6 +115,19 @@ class Queue:
             self._unlist(waiter)
             self._list(waiter)
 
+    def set_urgent(self, waiter: Waiter, is_urgent: bool) -> None:
+        """Take a waiter out of its line while the scheduler itself makes room for it, or put it back."""
+        if waiter.is_urgent == is_urgent:
+            return
+        waiter.is_urgent = is_urgent
+        if waiter.turns:
+            self._unlist(waiter)
+            self._list(waiter)
+
+    def lines_by_age(self) -> list[SortedKeyList]:
+        """The lines, the one whose oldest waits for longest first. O(lines)."""
+        return sorted(self.lines.values(), key=lambda line: _by_age(line[0]))
+
     @staticmethod
     def _key(turn: Turn) -> ProgramId | TurnId:
         return turn.id if turn.waits_alone or turn.program is None else turn.program.id
@@ -125,7 +139,17 @@ class Queue:
             waiter.need_tokens = waiter.program.need_tokens
         self.by_age.add(waiter)
         self.by_need.add(waiter)
+        turn = waiter.turn
+        if turn.hold_reason is HoldReason.POLICY and not waiter.is_urgent:
+            kind = (turn.model, turn.waits_alone)
+            waiter.line = self.lines.setdefault(kind, SortedKeyList(key=_by_age))
+            waiter.line.add(waiter)
 
     def _unlist(self, waiter: Waiter) -> None:
         self.by_age.remove(waiter)
         self.by_need.remove(waiter)
+        if waiter.line is not None:
+            waiter.line.remove(waiter)
+            if not waiter.line:
+                self.lines = {kind: line for kind, line in self.lines.items() if line}
+            waiter.line = None

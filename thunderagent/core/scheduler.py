@@ -163,7 +163,9 @@ class Scheduler:
         cluster.turn_by_id[turn.id] = turn
         if program is not None:
             program.context_bytes = event.body_bytes
-            cluster.idle.pop(program.id, None)
+            was_idle = cluster.idle.pop(program.id, None) is not None
+            if was_idle and cluster.now - program.idle_since > self.settings.resend_seconds:
+                program.waiting_since = None  # a new wait, not the same turn sent again
         if is_new and len(cluster.program_by_id) > self.settings.max_programs:
             message = f"the router already tracks {self.settings.max_programs} programs"
             self._decider.turn_away(turn, RefuseCode.TOO_MANY_PROGRAMS, message, 5.0)
@@ -251,7 +253,7 @@ class Scheduler:
         if program is None or program.status is Status.RELEASED:
             return
         if program.status is Status.YIELDING and not self._placement.runs_at_place(program):
-            self._placement.pause(program, PauseReason.POLICY)
+            self._placement.pause(program, program.yield_reason)
         self.cluster.queue.refresh(program)
 
     def _forward_failed(self, event: events.ForwardFailed) -> Trigger:
@@ -360,7 +362,12 @@ class Scheduler:
                 continue
             for turn in list(waiter.turns.values()):
                 is_stranded = turn.place is not None and turn.place not in turn.eligible_backends
-                if turn.hold_reason is HoldReason.NO_BACKEND or turn.waits_alone or is_stranded:
+                if (
+                    turn.hold_reason is HoldReason.NO_BACKEND
+                    or turn.waits_alone
+                    or is_stranded
+                    or not turn.serving.backends
+                ):
                     self._decider.unhold(turn)
                     self._decider.place(turn)
         return Trigger.BACKENDS_CHANGED

@@ -14,7 +14,7 @@ class OnHoldLimit(Enum):
 
     HEAD = "head"
     """It goes to the head, and the program served for longest since its admission makes room at its next
-    boundary. Never overcommits."""
+    boundary. Never overcommits. (A turn whose program has its place already goes there.)"""
     FORCE = "force"
     """It is forwarded without regard to capacity (the published way)."""
     REFUSE = "refuse"
@@ -39,5 +39,7 @@ class SchedulerSettings:
     max_failed_sends: int = 1
     """Backends that may break off a turn before its first byte and have it tried elsewhere: a request that
     kills its engine must not be handed to every other one."""
+    resend_seconds: float = 120.0
+    """A client that left while its turn was held, and sends it again within this, keeps its place in the queue."""
     retry_seconds: float = 1.0
     """Wait before a turn that no backend would take is offered again."""

@@ -51,6 +51,8 @@ def error_response(error: RouterError, path: str) -> web.Response:
         plain = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
         body = {"error": plain}
     headers = {}
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
     return web.Response(
@@ -132,14 +134,17 @@ def check_admin(request: web.Request) -> None:
     Raises:
         Unauthorized: an admin token is configured and the request does not carry it.
         Forbidden: none is configured and the request comes from another host, or from another site's page in an
-            operator's browser.
+            operator's browser, or asks for a name that is not this machine's.
     """
-    token = state_of(request).settings.admin_token
+    settings = state_of(request).settings
+    token = settings.admin_token
     if token is not None:
         if not _sent(request, token):
             raise Unauthorized("missing or wrong admin token: send Authorization: Bearer TOKEN")
     elif not _is_loopback(request.remote):
         raise Forbidden("admin calls are answered from loopback only unless --admin-token is set")
+    elif not _is_own_host(request.headers.get("Host", ""), settings.host):
+        raise Forbidden("admin calls by a name other than localhost or the listen address need --admin-token")
     elif not _is_same_origin(request):
         raise Forbidden("admin calls from another site's page need --admin-token")
 
@@ -147,7 +152,22 @@ def check_admin(request: web.Request) -> None:
 def _is_same_origin(request: web.Request) -> bool:
     """Browsers name the page's origin with every request that changes something; other clients do not."""
     origin = request.headers.get("Origin")
-    return origin is None or urlsplit(origin).netloc == request.host
+    if origin is None:
+        return True
+    try:
+        return urlsplit(origin).netloc == request.host
+    except ValueError:
+        return False
+
+
+def _is_own_host(header: str, listen_host: str) -> bool:
+    """Whether a Host header names this machine. A page whose own name was made to resolve to loopback (DNS
+    rebinding) is of the same origin as the router for the browser; only the name in this header gives it away."""
+    try:
+        host = urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return False
+    return host in ("localhost", listen_host.lower().strip("[]")) or _is_loopback(host)
 
 
 def _is_loopback(remote: str | None) -> bool:

@@ -206,7 +206,7 @@ class SchedulerDriver:
             cluster.idle,
             cluster.paused_by_id,
             cluster.queue.waiters,
-            cluster.queue.models,
+            cluster.queue.lines,
             cluster.ledger.prefixes,
         )
         assert not any(registries), f"left behind: {[registry for registry in registries if registry]}"

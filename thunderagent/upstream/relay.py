@@ -17,7 +17,7 @@ from thunderagent.upstream.headers import response_headers
 from thunderagent.upstream.sse import EventSplitter, split_events
 from thunderagent.upstream.usage import Api, StreamObserver, is_usage_only_event, read_body
 
-__all__ = ["RelayResult", "relay"]
+__all__ = ["RelayProgress", "RelayResult", "relay"]
 
 _PROGRESS_SECONDS = 1.0
 # After the API's last event nothing of worth follows; a backend that then keeps the connection open is let go.
@@ -58,6 +58,43 @@ class RelayResult:
     response: web.StreamResponse
 
 
+@define(eq=False)
+class RelayProgress:
+    """What is known of a stream while it runs: for a caller whose client leaves before ``relay`` returns.
+
+    Clients close as soon as they have the last event; the backend's end of the body, which comes after it, then
+    finds nobody, and what the stream said of itself must not be lost with the handler. Of whole bodies nothing is
+    known before their end.
+    """
+
+    status: int | None = None
+    first_byte_at: float | None = None
+    broken: str | None = None
+    """Why reading the answer failed; None as long as it did not."""
+    observer: StreamObserver | None = None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the answer ended for the client: COMPLETED once the API's last event was passed on, BACKEND_ERROR
+        where the backend broke off or reported an error before; None while it is under way."""
+        observer = self.observer
+        if observer is not None and observer.finished and not observer.failed:
+            return Outcome.COMPLETED
+        if self.broken is not None or (observer is not None and observer.failed):
+            return Outcome.BACKEND_ERROR
+        return None
+
+    @property
+    def usage(self) -> Usage | None:
+        """The last usage that the stream gave; final once ``outcome`` is there."""
+        return None if self.observer is None else self.observer.usage
+
+    @property
+    def output_tokens(self) -> int:
+        """The best count of output tokens so far; 0 for whole bodies."""
+        return 0 if self.observer is None else self.observer.output_tokens
+
+
 async def relay(
     upstream: aiohttp.ClientResponse,
     request: web.Request,
@@ -68,6 +105,7 @@ async def relay(
     response: web.StreamResponse | None = None,
     extra_headers: Mapping[str, str] | None = None,
     clock: Callable[[], float] = time.monotonic,
+    progress: RelayProgress | None = None,
 ) -> RelayResult:
     """Pass a backend's answer on to the client, whole or as a stream, and say how it went.
 
@@ -82,12 +120,15 @@ async def relay(
         response: an answer already begun with status 200 (bytes were sent to keep a waiting client alive); an error
             is then told in the body.
         extra_headers: set on the answer, replacing the backend's.
+        progress: filled while a stream runs, to be read after one of the errors below.
 
     Raises:
         ConnectionError: the client left. The backend's connection was closed, which makes vLLM drop the request.
         CancelledError: likewise.
     """
-    run = _Relay(upstream, request, api, response, extra_headers, on_progress, clock)
+    progress = RelayProgress() if progress is None else progress
+    progress.status = upstream.status
+    run = _Relay(upstream, request, api, response, extra_headers, on_progress, clock, progress)
     try:
         if upstream.status < 400 and upstream.content_type == _STREAM_TYPE:
             return await run.stream(drop_usage_event=drop_usage_event)
@@ -108,13 +149,13 @@ class _Relay:
     extra_headers: Mapping[str, str] | None
     on_progress: Callable[[int], None] | None
     clock: Callable[[], float]
-    first_byte_at: float | None = None
+    progress: RelayProgress
     body_bytes: int = 0
-    broken: str | None = None
 
     async def stream(self, *, drop_usage_event: bool) -> RelayResult:
         plain = "Content-Encoding" not in self.upstream.headers
         observer = StreamObserver(self.api) if plain and self.api is not Api.OTHER else None
+        self.progress.observer = observer
         response = self.started
         if response is None:
             response = web.StreamResponse(
@@ -182,12 +223,12 @@ class _Relay:
         return await asyncio.wait_for(self.upstream.content.readany(), _LINGER_SECONDS)
 
     def _count(self, chunk: bytes) -> None:
-        if self.first_byte_at is None:
-            self.first_byte_at = self.clock()
+        if self.progress.first_byte_at is None:
+            self.progress.first_byte_at = self.clock()
         self.body_bytes += len(chunk)
 
     def _note_broken(self, error: Exception) -> None:
-        self.broken = str(error) or type(error).__name__
+        self.progress.broken = str(error) or type(error).__name__
         self.upstream.close()
 
     def _report(self, observer: StreamObserver) -> None:
@@ -200,14 +241,14 @@ class _Relay:
         if observer is not None:
             observer.finish()
             if observer.finished:
-                self.broken = None
-            elif self.broken is None and not observer.failed and not observer.oversized:
-                self.broken = "the stream ended without its last event"
-        if self.broken is None:
+                self.progress.broken = None
+            elif self.progress.broken is None and not observer.failed and not observer.oversized:
+                self.progress.broken = "the stream ended without its last event"
+        if self.progress.broken is None:
             await response.write_eof()
         else:
             await self._cut(response, error_event(self.api, BACKEND_DISCONNECTED, _BROKEN) if plain else b"")
-        failed = self.broken is not None or (observer is not None and observer.failed)
+        failed = self.progress.broken is not None or (observer is not None and observer.failed)
         outcome = Outcome.BACKEND_ERROR if failed else _outcome(self.upstream.status)
         return self._result(outcome, response, observer)
 
@@ -235,7 +276,7 @@ class _Relay:
         plain = "Content-Encoding" not in self.upstream.headers
         if self.started is not None and not plain:
             return await self._refuse_started(self.started)
-        if self.broken is not None:
+        if self.progress.broken is not None:
             return await self._answer_broken()
         if not self.upstream.content.at_eof():
             return await self._pass_long_body(held)
@@ -272,7 +313,7 @@ class _Relay:
     async def _refuse_started(self, response: web.StreamResponse) -> RelayResult:
         """A compressed answer cannot follow plain bytes that were already sent."""
         self.upstream.close()
-        self.broken = "the backend compressed its answer though asked not to"
+        self.progress.broken = "the backend compressed its answer though asked not to"
         await self._answer(502, error_body(self.api, "backend_error", _BROKEN), {})
         return self._result(Outcome.BACKEND_ERROR, response)
 
@@ -304,9 +345,9 @@ class _Relay:
             usage=observer.usage if observer is not None else usage,
             output_chunks=observer.output_chunks if observer is not None else 0,
             status=self.upstream.status,
-            first_byte_at=self.first_byte_at,
+            first_byte_at=self.progress.first_byte_at,
             body_bytes=self.body_bytes,
-            broken=self.broken,
+            broken=self.progress.broken,
             response=response,
         )
 
