@@ -24,7 +24,8 @@ from thunderagent.core.commands import (
     RefuseCode,
     TurnHeld,
 )
-from thunderagent.core.ids import TurnId
+from thunderagent.core.events import Prefix
+from thunderagent.core.ids import BranchId, TurnId
 from thunderagent.core.program import Branch, Program, Status
 from thunderagent.core.queue import Waiter
 from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
@@ -190,6 +191,35 @@ class Placement:
             branch.kept_tokens = 0
             if not branch.forwarded:
                 cluster.ledger.forget_branch(branch)
+
+    def branch_of(self, program: Program | None, branch_id: BranchId, prefixes: tuple[Prefix, ...]) -> Branch:
+        """The conversation that an arriving turn continues or begins; ``prefixes`` count where it begins one."""
+        branch = None
+        if program is not None:
+            self._forget_old_branches(program, branch_id)
+            branch = program.branches.get(branch_id)
+        if branch is None:
+            branch = Branch(branch_id, program)
+            self.cluster.ledger.name_prefixes(branch, prefixes)
+            if program is not None:
+                program.branches[branch.id] = branch
+        branch.used_at = self.cluster.now
+        return branch
+
+    def _forget_old_branches(self, program: Program, arriving: BranchId) -> None:
+        """A conversation that ended inside a program (a sub-agent's, one from before a compaction) must not
+        count for ever; its end is not announced, so age and number bound it."""
+        others = [entry for entry in program.branches.values() if entry.id != arriving]
+        if not others:
+            return
+        settings, busy = self.settings, {turn.branch.id for turn in program.held.values()}
+        idle = [entry for entry in others if not entry.forwarded and entry.id not in busy]
+        idle.sort(key=lambda branch: branch.used_at)
+        excess = len(others) + 1 - settings.max_branches
+        for index, branch in enumerate(idle):
+            is_old = 0 < settings.branch_ttl_seconds <= self.cluster.now - branch.used_at
+            if is_old or index < excess:
+                self.forget_branch(program, branch)
 
     def forget_branch(self, program: Program, branch: Branch) -> None:
         """Forget a conversation that has neither running nor held turns."""

@@ -28,11 +28,11 @@ from thunderagent.core.decisions import Trigger
 from thunderagent.core.estimate import is_credible
 from thunderagent.core.events import Event
 from thunderagent.core.hold_limit import Reservations, roomiest_for
-from thunderagent.core.ids import BranchId
 from thunderagent.core.journal import Journal
+from thunderagent.core.legality import illegality
 from thunderagent.core.placement import Placement
 from thunderagent.core.policy import Policy
-from thunderagent.core.program import Branch, Program, Standing, Status
+from thunderagent.core.program import Program, Standing, Status
 from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
 from thunderagent.core.turn import Turn, TurnStatus
 from thunderagent.core.usage import Outcome, Usage
@@ -95,7 +95,9 @@ class Scheduler:
         """
         if now < self.cluster.now:
             raise IllegalEvent(event, f"the clock went from {self.cluster.now} to {now}", self.journal.lines())
-        self._check(event)
+        reason = illegality(event, self.cluster)
+        if reason is not None:
+            raise IllegalEvent(event, reason, self.journal.lines())
         self.cluster.now = now
         if self._next_tick_at is None and self.policy.tick_seconds is not None:
             self._next_tick_at = now + self.policy.tick_seconds
@@ -118,29 +120,6 @@ class Scheduler:
         deadlines = [self._placement.next_deadline(), self._next_tick_at, self._next_expiry()]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
-    def _check(self, event: Event) -> None:
-        """Refuse what cannot have happened, before anything changes."""
-        cluster, reason = self.cluster, None
-        if isinstance(event, events.TurnArrived):
-            if event.turn in cluster.turn_by_id:
-                reason = "a turn with that id is there already"
-        elif isinstance(event, (events.TurnProgressed, events.TurnFinished, events.ForwardFailed)):
-            turn = cluster.turn_by_id.get(event.turn)
-            if turn is None or turn.status is not TurnStatus.FORWARDED:
-                reason = "the turn is not forwarded"
-        elif isinstance(event, events.TurnAbandoned):
-            if event.turn not in cluster.turn_by_id:
-                reason = "the turn is not known"
-        elif isinstance(event, events.BackendAdded):
-            if event.backend in cluster.backend_by_id:
-                reason = "the backend is there already"
-        elif isinstance(event, (events.ProgramReleased, events.Tick)):
-            pass
-        elif event.backend not in cluster.backend_by_id:
-            reason = "the backend is not known"
-        if reason is not None:
-            raise IllegalEvent(event, reason, self.journal.lines())
-
     # Turns
 
     def _turn_arrived(self, event: events.TurnArrived) -> Trigger | None:
@@ -149,7 +128,7 @@ class Scheduler:
         is_new = event.program is not None and program is None
         if is_new:
             program = self._new_program(event)
-        branch = self._branch_of(event, program)
+        branch = self._placement.branch_of(program, event.branch, event.prefixes)
         turn = Turn(
             id=event.turn,
             program=program,
@@ -185,31 +164,6 @@ class Scheduler:
         program = Program(event.program, self._program_sequence, self.cluster.now)
         self.cluster.program_by_id[program.id] = program
         return program
-
-    def _branch_of(self, event: events.TurnArrived, program: Program | None) -> Branch:
-        branch = None if program is None else program.branches.get(event.branch)
-        if program is not None:
-            self._forget_old_branches(program, event.branch)
-        if branch is None:
-            branch = Branch(event.branch, program)
-            self.cluster.ledger.name_prefixes(branch, event.prefixes)
-            if program is not None:
-                program.branches[branch.id] = branch
-        branch.used_at = self.cluster.now
-        return branch
-
-    def _forget_old_branches(self, program: Program, arriving: BranchId) -> None:
-        """A conversation that ended inside a program (a sub-agent's, one from before a compaction) must not
-        count for ever; its end is not announced, so age and number bound it."""
-        settings, busy = self.settings, {turn.branch.id for turn in program.held.values()}
-        others = [entry for entry in program.branches.values() if entry.id != arriving]
-        idle = [entry for entry in others if not entry.forwarded and entry.id not in busy]
-        idle.sort(key=lambda branch: branch.used_at)
-        excess = len(others) + 1 - settings.max_branches
-        for index, branch in enumerate(idle):
-            is_old = 0 < settings.branch_ttl_seconds <= self.cluster.now - branch.used_at
-            if is_old or index < excess:
-                self._placement.forget_branch(program, branch)
 
     def _turn_progressed(self, event: events.TurnProgressed) -> Trigger | None:
         turn = self.cluster.turn_by_id[event.turn]
