@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from thunderagent.core.ids import BranchId, ProgramId
-from thunderagent.errors import BadProgramId, InvalidJson
-from thunderagent.identity import MAIN_BRANCH, IdentityRules, Submission, check_program_id, identify
+from thunderagent.errors import BadProgramId, BadRequest, InvalidJson
+from thunderagent.identity import MAIN_BRANCH, MAX_MODEL_BYTES, IdentityRules, Submission, check_program_id, identify
 
 CHAT = "/v1/chat/completions"
 SHARED = IdentityRules(("user", "prompt_cache_key"))
@@ -318,3 +318,25 @@ def test_branch_type_is_text() -> None:
     """Branches are plain text, so that events can be written down."""
     assert isinstance(_identify({"program_id": "p"}).branch, str)
     assert BranchId("main") == MAIN_BRANCH
+
+
+@pytest.mark.parametrize("model", ["m" * 256, "\u20ac" * 85 + "m"])
+def test_model_of_256_bytes_is_read(model: str) -> None:
+    """The longest name that is taken."""
+    assert _identify({"model": model}).model == model
+
+
+@pytest.mark.parametrize("model", ["m" * 257, "\u20ac" * 86, "m" * 1_000_000])
+def test_longer_model_is_refused_without_repeating_it(model: str) -> None:
+    """The name would be kept with the turn, in the journal, in the log and in the answer."""
+    with pytest.raises(BadRequest) as caught:
+        _identify({"model": model})
+    size_bytes = len(model.encode())
+    assert (caught.value.code, caught.value.param) == ("invalid_request", "model")
+    assert str(caught.value) == f"model must have at most {MAX_MODEL_BYTES} bytes, got {size_bytes}"
+
+
+@pytest.mark.parametrize("model", [None, 5, ["m"], {}])
+def test_model_that_is_no_text_is_the_backends_matter(model: object) -> None:
+    """It answers in its own words."""
+    assert _identify({"model": model}).model is None

@@ -147,6 +147,16 @@ class Gateway:
             self.metrics.releases.inc()
         return is_known
 
+    def can_spare(self, backend: BackendId) -> bool:
+        """Whether each model that an available backend is known to serve has another available backend. O(backends
+        x models)."""
+        cluster = self.scheduler.cluster
+        spared = cluster.backend_by_id[backend]
+        others = [entry for entry in cluster.backends if entry is not spared]
+        if not spared.is_available or not others:
+            return False
+        return all(any(other.serves(model) for other in others) for model in spared.models or ())
+
     def drain(self) -> None:
         """Take no more turns, and refuse those that are held."""
         self.is_draining = True

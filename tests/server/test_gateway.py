@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import NoReturn
 
 import pytest
 from structlog.testing import capture_logs
@@ -10,8 +11,7 @@ from structlog.testing import capture_logs
 from policies.affinity import Affinity
 from policies.pause_resume import PauseResume
 from thunderagent.clock import Clock, MonotonicClock, ScaledClock
-from thunderagent.core import commands, events
-from thunderagent.core.commands import Command
+from thunderagent.core import events
 from thunderagent.core.ids import BackendId, BranchId, ProgramId
 from thunderagent.core.invariants import check
 from thunderagent.core.policy import Policy
@@ -43,8 +43,8 @@ def gateway_of(
 
 
 def full_gateway(**options: object) -> Gateway:
-    """One whose backend is taken by the idle program ``full``."""
-    gateway = gateway_of(PauseResume(), **options)  # type: ignore[arg-type]
+    """One whose backend is taken by the idle program ``full``, however long it is idle."""
+    gateway = gateway_of(PauseResume.from_options({"idle_lease_seconds": "0"}), **options)  # type: ignore[arg-type]
     gateway.arrive(submission("full", 4000)).close(Outcome.COMPLETED, Usage(900, 50, None))
     return gateway
 
@@ -136,16 +136,81 @@ async def test_drain_refuses_held_and_new_turns() -> None:
     gateway.stop()
 
 
-async def test_hooks_see_every_command() -> None:
-    """What is recorded and measured hangs on the commands, in order."""
-    gateway = full_gateway()
-    seen: list[Command] = []
-    gateway.on_command.append(seen.append)
-    ticket = gateway.arrive(submission("a", 3000))
-    gateway.release(ProgramId("full"))
-    await ticket.place()
-    assert [type(command) for command in seen] == [commands.TurnHeld, commands.ProgramAdmitted, commands.Forward]
+async def test_forward_that_fails_during_the_drain_is_refused() -> None:
+    """Nobody would place the turn again before the drain's end."""
+    gateway = gateway_of()
+    ticket = gateway.arrive(submission())
+    assert await ticket.place() == ONE
+    gateway.drain()
+    gateway.handle(events.BackendFailed(ONE, "down"))
+    ticket.forward_failed("connect", sent=False)
+    with pytest.raises(ShuttingDown):
+        await asyncio.wait_for(ticket.place(), 1)
+    ticket.close(Outcome.CLIENT_GONE)
+    assert gateway.scheduler.cluster.turn_by_id == {}
+    check(gateway.scheduler.cluster)
+    gateway.stop()
+
+
+async def test_forward_that_fails_during_the_drain_may_go_on_elsewhere() -> None:
+    """The client was promised an answer, and another backend gives it at once."""
+    gateway = gateway_of()
+    gateway.handle(events.BackendAdded(TWO, ("m",), 1000))
+    ticket = gateway.arrive(submission())
+    assert await ticket.place() == ONE
+    gateway.drain()
+    ticket.forward_failed("connect", sent=False)
+    assert await ticket.place() == TWO
     ticket.close(Outcome.COMPLETED)
+    gateway.stop()
+
+
+@pytest.mark.parametrize(
+    ("spared", "others", "can"),
+    [
+        (("m",), (), False),
+        (("m",), (("m", "n"),), True),
+        (("m", "n"), (("m",),), False),
+        (("m", "n"), (("m",), ("n",)), True),
+        (("m", "n"), (None,), True),
+        (None, (("m",),), True),
+        (None, (), False),
+    ],
+)
+async def test_backend_can_be_spared_only_where_all_its_models_are_served(
+    spared: tuple[str, ...] | None, others: tuple[tuple[str, ...] | None, ...], can: bool
+) -> None:
+    """The last backend of a model is never given up on account of its answers."""
+    gateway = gateway_of()
+    gateway.handle(events.BackendRemoved(ONE))
+    gateway.handle(events.BackendAdded(ONE, spared, 1000))
+    for index, models in enumerate(others):
+        gateway.handle(events.BackendAdded(BackendId(f"http://other{index}"), models, 1000))
+    assert gateway.can_spare(ONE) is can
+    for index in range(len(others)):
+        gateway.handle(events.BackendFailed(BackendId(f"http://other{index}"), "down"))
+    assert not gateway.can_spare(ONE)
+    gateway.stop()
+
+
+@pytest.mark.parametrize("program", ["p", None])
+async def test_scheduler_that_breaks_half_way_keeps_no_turn(
+    monkeypatch: pytest.MonkeyPatch, program: str | None
+) -> None:
+    """Neither a turn that it holds nor one that it has forwarded stays behind without a ticket."""
+    gateway = full_gateway()
+    scheduler = gateway.scheduler
+
+    def breaking(*_: object) -> NoReturn:
+        raise RuntimeError("a bug")
+
+    for size_bytes in (3000, 10):
+        with monkeypatch.context() as patched, capture_logs():
+            patched.setattr(type(scheduler.journal), "record", breaking)
+            with pytest.raises(RuntimeError, match="a bug"):
+                gateway.arrive(submission(program, size_bytes))
+        assert (gateway.tickets, scheduler.cluster.turn_by_id, scheduler.cluster.queue.turn_count) == ({}, {}, 0)
+    check(scheduler.cluster)
     gateway.stop()
 
 

@@ -10,6 +10,8 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from router_harness import CHAT, FAST, Router, Stack, chat, until
 
+from thunderagent.backends import _stop
+from thunderagent.core.ids import BackendId
 from thunderagent.errors import Forbidden
 from thunderagent.server.middleware import check_admin
 
@@ -131,6 +133,95 @@ async def test_removal_of_nothing_is_told(stack: Stack, query: str, status: int)
     assert (found, set(answer)) == (status, {"error"})
 
 
+async def test_backend_added_again_survives_the_first_removal(stack: Stack) -> None:
+    """A removal that still waits ends with the backend that it was asked for, not with the next one at that URL."""
+    engine = await stack.engine(speed=1.0)
+    router = await stack.router(engine)
+    running = router.start_chat("hi", "p", max_tokens=20)
+    await until(lambda: engine.running == 1)
+    first = asyncio.create_task(router.delete(of(engine.url)))
+    await until(lambda: not router.gateway.scheduler.cluster.backends)
+    assert (await router.delete(of(engine.url, drain_seconds=0)))[1]["drained"] is False
+    assert (await router.post("/backends", {"url": engine.url}))[0] == 201
+    assert await first == (200, {"url": engine.url, "removed": True, "drained": False})
+    assert (await running)[0] == 200
+    assert await urls(router) == [engine.url]
+    await router.chat("more", "p")
+
+
+async def test_removal_goes_on_when_its_client_leaves(stack: Stack) -> None:
+    """Nobody has to ask twice; until it is done the URL cannot be added again, and the answer says why."""
+    engine = await stack.engine(speed=1.0)
+    router = await stack.router(engine)
+    running = router.start_chat("hi", "p", max_tokens=20)
+    await until(lambda: engine.running == 1)
+    removal = asyncio.create_task(router.delete(of(engine.url)))
+    await until(lambda: not router.gateway.scheduler.cluster.backends)
+    removal.cancel()
+    status, answer = await router.post("/backends", {"url": engine.url})
+    assert (status, answer["error"]["param"]) == (400, "url")
+    assert "draining" in answer["error"]["message"]
+    assert (await running)[0] == 200
+    await until(lambda: not router.state.pool.watched)
+    assert (await router.post("/backends", {"url": engine.url}))[0] == 201
+
+
+async def test_removal_under_way_does_not_keep_the_daemon_from_ending(stack: Stack) -> None:
+    """Its task ends with the pool."""
+    engine = await stack.engine(speed=1.0)
+    router = await stack.router(engine)
+    client = await router.raw(chat(stream=True, max_tokens=4000))
+    await client.head()
+    removal = asyncio.create_task(router.delete(of(engine.url, drain_seconds=600)))
+    await until(lambda: not router.gateway.scheduler.cluster.backends)
+    removal.cancel()
+    pool = router.state.pool
+    tasks = list(pool._tasks)
+    assert [task.get_name() for task in tasks] == [f"remove {engine.url}"]
+    await asyncio.wait_for(pool.close(), 1.0)
+    assert [task.cancelled() for task in tasks] == [True]
+
+
+async def test_client_of_a_removed_backend_is_closed_after_its_last_answer(stack: Stack) -> None:
+    """Backends that come and go leave no sessions behind."""
+    engine = await stack.engine(speed=1.0)
+    router = await stack.router(engine, await stack.engine())
+    entry = router.state.pool.watched[BackendId(engine.url)]
+    running = router.start_chat("hi", "p", max_tokens=20)
+    await until(lambda: engine.running == 1)
+    await router.delete(of(engine.url, drain_seconds=0))
+    assert (entry.is_removed, entry.running, entry.client._session.closed) == (True, 1, False)
+    assert (await running)[0] == 200
+    await until(lambda: entry.client._session.closed)
+    await router.post("/backends", {"url": engine.url})
+    idle = router.state.pool.watched[BackendId(engine.url)]
+    await router.delete(of(engine.url))
+    await until(lambda: idle.client._session.closed)
+    await until(lambda: not router.state.pool._retired)
+
+
+async def test_waiting_for_a_task_to_end_can_be_cancelled() -> None:
+    """Who waits is told of its own cancellation, not only of that of the task."""
+    is_ended = asyncio.Event()
+
+    async def stubborn() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await is_ended.wait()
+
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    stopping = asyncio.create_task(_stop(task))
+    await asyncio.sleep(0)
+    stopping.cancel()
+    await asyncio.sleep(0)
+    is_ended.set()
+    await asyncio.wait((stopping,))
+    assert stopping.cancelled()
+    await asyncio.wait((task,))
+
+
 ADMIN_CALLS = [
     ("POST", "/backends"),
     ("DELETE", "/backends"),
@@ -149,6 +240,7 @@ async def status_of(router: Router, method: str, path: str, token: str | None, h
     async with router.session.request(method, router.url + path, data=b"{}", headers=headers) as answer:
         if answer.status == 401:
             assert (await answer.json())["error"]["code"] == "invalid_api_key"
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
         return answer.status
 
 
@@ -184,13 +276,55 @@ async def test_admin_call_works_from_loopback_without_a_token(stack: Stack, meth
 async def test_admin_call_from_another_host_is_forbidden(stack: Stack, remote: str, allowed: bool) -> None:
     """Without a token only loopback may change the router, whatever a forwarding header claims."""
     router = await stack.router(await stack.fake())
-    request = make_mocked_request("POST", "/backends", headers={"X-Forwarded-For": "127.0.0.1"}, app=router.app)
+    request = make_mocked_request(
+        "POST", "/backends", headers={"Host": "localhost", "X-Forwarded-For": "127.0.0.1"}, app=router.app
+    )
     request = request.clone(remote=remote)
     if allowed:
         check_admin(request)
     else:
         with pytest.raises(Forbidden):
             check_admin(request)
+
+
+@pytest.mark.parametrize(
+    ("host", "listen", "allowed"),
+    [
+        ("localhost:8300", "0.0.0.0", True),
+        ("LocalHost", "0.0.0.0", True),
+        ("127.0.0.1:8300", "0.0.0.0", True),
+        ("127.9.9.9", "0.0.0.0", True),
+        ("[::1]:8300", "0.0.0.0", True),
+        ("router.lan:8300", "router.lan", True),
+        ("router.lan:8300", "Router.LAN", True),
+        ("[fd00::5]:8300", "fd00::5", True),
+        ("router.lan:8300", "0.0.0.0", False),
+        ("evil.example:8300", "0.0.0.0", False),
+        ("localhost.evil.example", "0.0.0.0", False),
+        ("evil.example", "", False),
+        ("", "", False),
+        ("", "0.0.0.0", False),
+        ("[::1", "0.0.0.0", False),
+    ],
+)
+async def test_admin_call_by_another_name_is_forbidden(stack: Stack, host: str, listen: str, allowed: bool) -> None:
+    """A page whose name was rebound to loopback is of the router's origin for the browser, but not of its name."""
+    router = await stack.router(await stack.fake(), host=listen)
+    headers = {"Host": host, "Origin": f"http://{host}"} if host else {}
+    request = make_mocked_request("POST", "/backends", headers=headers, app=router.app).clone(remote="127.0.0.1")
+    if allowed:
+        check_admin(request)
+    else:
+        with pytest.raises(Forbidden):
+            check_admin(request)
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://["])
+async def test_admin_call_of_another_sites_page_is_forbidden(stack: Stack, origin: str) -> None:
+    """The browser names the page; a name that cannot be read is another one."""
+    router = await stack.router(await stack.fake())
+    status, answer = await router.post("/backends", {"url": "http://127.0.0.1:9"}, headers={"Origin": origin})
+    assert (status, answer["error"]["code"]) == (403, "admin_only")
 
 
 @pytest.mark.parametrize(("method", "path"), CLIENT_CALLS)

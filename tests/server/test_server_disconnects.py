@@ -6,6 +6,11 @@ import asyncio
 
 import pytest
 from router_harness import RawClient, Router, Stack, chat, until, words
+from structlog.testing import capture_logs
+
+from thunderagent.testing.fake_backend import LAST_CHUNK, STREAM_HEAD, Exchange, chunked
+
+CONTENT = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
 
 
 async def is_forgotten(router: Router, program: str) -> None:
@@ -74,7 +79,7 @@ async def test_client_that_leaves_an_unwatched_request_is_forgotten(stack: Stack
 async def test_client_that_sends_again_keeps_its_age(stack: Stack) -> None:
     """After its client's timeout a turn sent again goes before those that came in between."""
     engine = await stack.engine()
-    router = await stack.router(engine, capacity_tokens=1200, clock_speed=1000.0)
+    router = await stack.router(engine, capacity_tokens=1200, policy_options={"idle_lease_seconds": "0"})
     await router.chat(words(1000), "a")
     first = await router.raw(chat(words(1000, "soon"), "early"))
     await until(lambda: router.held == 1)
@@ -105,3 +110,39 @@ async def test_many_clients_that_leave_leave_nothing(stack: Stack) -> None:
     await until(lambda: engine.running == 0 and not router.gateway.tickets)
     assert (await router.get("/debug/invariants")) == (200, {"violations": []})
     assert (router.held, router.running) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("ending", "outcome", "tokens"),
+    [(b"data: [DONE]\n\n", "completed", (5000, 7)), (b"", "client_gone", (0, 0))],
+)
+@pytest.mark.parametrize("drops_usage", [True, False])
+async def test_client_that_closes_before_the_backends_end_is_accounted(
+    stack: Stack, ending: bytes, outcome: str, tokens: tuple[int, int], drops_usage: bool
+) -> None:
+    """With the last event the answer is complete, though the end of the body finds nobody; without it, it is not."""
+    is_left = asyncio.Event()
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":5000,"completion_tokens":7,"total_tokens":5007}}\n\n'
+
+    async def linger(exchange: Exchange) -> None:
+        await exchange.send(STREAM_HEAD, chunked(CONTENT * 3, usage, ending))
+        await is_left.wait()
+        await exchange.send(LAST_CHUNK)
+
+    router = await stack.router(await stack.fake(linger))
+    options = {} if drops_usage else {"stream_options": {"include_usage": True}}
+    client = await router.raw(chat(program="p", stream=True, **options))
+    await client.head()
+    last = ending or (CONTENT if drops_usage else usage)
+    await asyncio.wait_for(client.reader.readuntil(last), 5)
+    await client.leave()
+    with capture_logs() as logged:
+        await until(lambda: not router.gateway.tickets)
+    is_left.set()
+    assert await router.metric("thunderagent_turns_total", outcome=outcome) == 1
+    counted = [await router.metric(f"thunderagent_{kind}_tokens_total") for kind in ("prompt", "completion")]
+    assert tuple(counted) == tokens
+    line = next(entry for entry in logged if entry["event"] == "turn.finished")
+    assert (line["status"], line["outcome"], line["first_byte_seconds"] is None) == (200, outcome, False)
+    if ending:
+        assert (await router.programs())["p"]["total_tokens"] == 5007

@@ -215,3 +215,21 @@ async def test_faults_of_many_kinds_leave_nothing_behind(stack: Stack) -> None:
     assert (router.held, router.running) == (0, 0)
     shown = (await router.programs()).values()
     assert {program["status"] for program in shown} == {"acting"}
+
+
+async def test_removed_backend_leaves_no_series_of_an_unscheduled_request(stack: Stack) -> None:
+    """A request that fails after the removal does not bring the label back."""
+    is_removed = asyncio.Event()
+
+    async def hang_up(exchange: Exchange) -> None:
+        await is_removed.wait()
+
+    fake = await stack.fake(hang_up)
+    router = await stack.router(fake)
+    request = asyncio.create_task(router.post("/v1/embeddings", chat()))
+    await until(lambda: fake.exchanges)
+    assert (await router.delete(f"/backends?url={fake.url}"))[0] == 200
+    is_removed.set()
+    assert (await request)[0] == 502
+    async with router.session.get(router.url + "/metrics") as answer:
+        assert fake.url not in await answer.text()

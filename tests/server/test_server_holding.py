@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from typing import Any
 
 import pytest
+from aiohttp import web
 from router_harness import CHAT, Engine, Router, Stack, chat, until, words
 
 from thunderagent.core.settings import OnHoldLimit
@@ -17,9 +19,10 @@ LIMIT = 30.0
 
 
 async def full_router(stack: Stack, **options: Any) -> tuple[Router, Engine]:
-    """A router whose only place is taken by the idle program ``a``."""
+    """A router whose only place is taken by the idle program ``a``, however long it is idle."""
     engine = await stack.engine()
-    router = await stack.router(engine, capacity_tokens=1200, **options)
+    no_lease = {"idle_lease_seconds": "0"}
+    router = await stack.router(engine, capacity_tokens=1200, policy_options=no_lease, **options)
     await router.chat(words(1000), "a")
     return router, engine
 
@@ -203,3 +206,30 @@ async def test_growing_programs_are_paused_and_resumed(stack: Stack) -> None:
     assert await router.metric("thunderagent_pauses_total") >= 1
     assert await router.metric("thunderagent_resumes_total") >= 1
     assert await router.programs() == {}
+
+
+async def test_held_turn_keeps_one_copy_of_its_body(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rewritten body is what is sent; the client's own bytes are let go before the wait."""
+    dropped: list[int] = []
+
+    class Body(bytes):
+        def __del__(self) -> None:
+            dropped.append(len(self))
+
+    engine = await stack.engine()
+    router = await stack.router(engine)
+    await engine.kill()
+    await until(lambda: not router.gateway.scheduler.cluster.backends)
+    read_plain = web.BaseRequest.read
+
+    async def read(request: web.BaseRequest) -> bytes:
+        request._read_bytes = Body(await read_plain(request))
+        return request._read_bytes
+
+    monkeypatch.setattr(web.BaseRequest, "read", read)
+    turn = router.start_chat("word" * 1000, "p")
+    await until(lambda: router.held == 1)
+    gc.collect()
+    assert len(dropped) == 1
+    await engine.start()
+    assert (await turn)[0] == 200

@@ -11,9 +11,10 @@ FULL = 1000
 
 
 async def full_router(stack: Stack, **options: object) -> tuple[Router, Engine]:
-    """A router whose only place is taken by the idle program ``a``."""
+    """A router whose only place is taken by the idle program ``a``, however long it is idle."""
     engine = await stack.engine()
-    router = await stack.router(engine, capacity_tokens=1200, **options)
+    no_lease = {"idle_lease_seconds": "0"}
+    router = await stack.router(engine, capacity_tokens=1200, policy_options=no_lease, **options)
     await router.chat(words(FULL), "a")
     return router, engine
 

@@ -24,6 +24,7 @@ from upstream_wire import (
 )
 
 from thunderagent.core.usage import Outcome, Usage
+from thunderagent.upstream.relay import RelayProgress
 from thunderagent.upstream.usage import Api
 
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"host"},"finish_reason":null}]}\n\n'
@@ -345,6 +346,45 @@ async def test_client_that_leaves_closes_the_backend_connection(begun):
             await asyncio.sleep(0.01)
         (error,) = front.results
     assert isinstance(error, (asyncio.CancelledError, ConnectionError))
+
+
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":2,"total_tokens":11}}\n\n'
+ERROR = b'data: {"error":{"message":"boom"}}\n\n'
+
+
+@pytest.mark.parametrize("drops", [True, False])
+@pytest.mark.parametrize(
+    ("events", "outcome", "usage", "output_tokens"),
+    [
+        (EVENT, None, None, 1),
+        (EVENT + USAGE, None, Usage(9, 2, None), 2),
+        (EVENT + USAGE + DONE, Outcome.COMPLETED, Usage(9, 2, None), 2),
+        (EVENT + ERROR, Outcome.BACKEND_ERROR, None, 1),
+        (EVENT + ERROR + DONE, Outcome.BACKEND_ERROR, None, 1),
+    ],
+)
+async def test_findings_of_a_stream_survive_the_client_that_leaves(events, outcome, usage, output_tokens, drops):
+    """The client closes at the last event that it wants; what had passed by then is there for the accounting."""
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.send(STREAM_HEAD + chunked(events))
+        await exchange.wait_closed_by_peer()
+
+    progress = RelayProgress()
+    options = {"progress": progress, "drop_usage_event": drops}
+    async with RawBackend(answer) as backend, Front(backend.url, **options) as front:
+        reader, writer = await front.connect()
+        await reader.readuntil(EVENT)
+        writer.close()
+        for _ in range(50):
+            if front.results:
+                break
+            await asyncio.sleep(0.01)
+        (error,) = front.results
+    assert isinstance(error, (asyncio.CancelledError, ConnectionError))
+    seen = (progress.status, progress.outcome, progress.usage, progress.output_tokens, progress.broken)
+    assert seen == (200, outcome, usage, output_tokens, None)
+    assert progress.first_byte_at is not None
 
 
 async def test_slow_client_holds_the_backend_back_and_memory_stays_bounded():

@@ -10,9 +10,10 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from thunderagent.backends import BackendConfig
+from thunderagent.backends import BackendConfig, WatchedBackend
 from thunderagent.core import events
-from thunderagent.core.ids import BackendId, ProgramId
+from thunderagent.core.backend import Backend
+from thunderagent.core.ids import ProgramId
 from thunderagent.core.invariants import violations
 from thunderagent.core.program import Program
 from thunderagent.errors import BadRequest, InvalidJson, NotFound, ProfilingOff
@@ -117,7 +118,10 @@ async def add_backend(request: web.Request) -> web.Response:
         config = BackendConfig(**body)
     except ValueError as error:
         raise BadRequest(str(error), param="url") from None
-    if config.id in state.pool.watched:
+    present = state.gateway.scheduler.cluster.backend_by_id.get(config.id)
+    if present is not None and present.is_draining:
+        raise BadRequest(f"{config.id} is still draining; add it again once its removal is done", param="url")
+    if present is not None:
         raise BadRequest(f"{config.id} is there already", param="url")
     entry = state.pool.add(config)
     try:
@@ -128,7 +132,10 @@ async def add_backend(request: web.Request) -> web.Response:
 
 
 async def delete_backend(request: web.Request) -> web.Response:
-    """``DELETE /backends?url=...[&drain_seconds=N]``: take no more turns, let those that run finish, remove it."""
+    """``DELETE /backends?url=...[&drain_seconds=N]``: take no more turns, let those that run finish, remove it.
+
+    The removal goes on where the client leaves; a second call with a shorter time ends the first one's wait.
+    """
     check_admin(request)
     state = state_of(request)
     url = request.query.get("url", "")
@@ -137,26 +144,30 @@ async def delete_backend(request: web.Request) -> web.Response:
         drain_seconds = float(request.query.get("drain_seconds", _REMOVE_SECONDS))
     except ValueError as error:
         raise BadRequest(str(error), param="url") from None
-    if backend not in state.pool.watched:
+    entry = state.pool.watched.get(backend)
+    if entry is None:
         raise NotFound(f"no backend {backend}", param="url")
     state.gateway.handle(events.BackendDraining(backend))
-    finished = await _drained(state, backend, drain_seconds)
-    if backend in state.pool.watched:
-        await state.pool.remove(backend)
-        state.metrics.forget_backend(backend)
+    drained = state.gateway.scheduler.cluster.backend_by_id[backend]
+    removal = state.pool.own(_remove_drained(state, entry, drained, drain_seconds), f"remove {backend}")
+    finished = await asyncio.shield(removal)
     return _json({"url": backend, "removed": True, "drained": finished})
 
 
-async def _drained(state: State, backend: BackendId, drain_seconds: float) -> bool:
-    """Wait until no turn runs there; False when the time was over first."""
+async def _remove_drained(state: State, entry: WatchedBackend, backend: Backend, drain_seconds: float) -> bool:
+    """Wait until no turn runs there, then remove it; False when the time was over first, or another call removed it.
+
+    Entry and backend are those that the drain began with: their URL may be another backend's by the end of it.
+    """
     deadline_at = asyncio.get_running_loop().time() + max(0.0, drain_seconds)
-    while True:
-        entry = state.gateway.scheduler.cluster.backend_by_id.get(backend)
-        if entry is None or not entry.forwarded:
-            return True
+    while backend.forwarded and not backend.is_removed:
         if asyncio.get_running_loop().time() >= deadline_at:
-            return False
+            break
         await asyncio.sleep(0.05)
+    is_finished = not backend.forwarded
+    if state.pool.remove(entry):
+        state.metrics.forget_backend(entry.config.id)
+    return is_finished
 
 
 # Health and metrics

@@ -46,7 +46,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> web.Applicatio
     )
     profiler = Profiler(Path(settings.profile_dir)) if settings.profile else None
     app = web.Application(middlewares=middlewares, client_max_size=settings.max_body_bytes)
-    app[STATE] = State(settings, gateway, BackendPool(watch, gateway.handle), metrics, profiler)
+    app[STATE] = State(settings, gateway, BackendPool(watch, gateway.handle, gateway.can_spare), metrics, profiler)
     app.cleanup_ctx.extend((_profiling, _watching))
     app.add_routes([web.post(path, handle_turn) for path in APIS])
     app.add_routes([web.post(path, handle_unscheduled) for path in UNSCHEDULED_PATHS])

@@ -10,6 +10,7 @@ import structlog
 from aiohttp import web
 from attrs import define, field
 
+from thunderagent.backends import WatchedBackend
 from thunderagent.core.ids import BackendId
 from thunderagent.core.usage import Outcome, Usage
 from thunderagent.errors import RouterError
@@ -21,7 +22,7 @@ from thunderagent.server.state import State, state_of
 from thunderagent.telemetry.profile import TurnTiming
 from thunderagent.upstream.client import ForwardFailed
 from thunderagent.upstream.headers import request_headers
-from thunderagent.upstream.relay import RelayResult, relay
+from thunderagent.upstream.relay import RelayProgress, RelayResult, relay
 from thunderagent.upstream.usage import Api
 
 __all__ = ["APIS", "handle_turn"]
@@ -42,15 +43,23 @@ APIS: dict[str, Api] = {
 async def handle_turn(request: web.Request) -> web.StreamResponse:
     """Identify the turn, wait for its place, relay the answer, account for it exactly once."""
     state = state_of(request)
-    body = await request.read()
-    rules = IdentityRules(state.settings.identify_by)
-    submission = identify(request.path, request.headers, body, rules, inject_usage=state.settings.inject_usage)
+    submission = await _read_submission(request, state)
     ticket = state.gateway.arrive(submission)
     run = _Run(state, request, submission, ticket)
     try:
         return await run.answer()
     finally:
         run.account()
+
+
+async def _read_submission(request: web.Request, state: State) -> Submission:
+    """Read and identify the request. Only what is sent on is kept of its body: a turn may wait for long, and the
+    client's bytes would be a second copy of a body that was changed."""
+    rules = IdentityRules(state.settings.identify_by)
+    inject_usage = state.settings.inject_usage
+    submission = identify(request.path, request.headers, await request.read(), rules, inject_usage=inject_usage)
+    request._read_bytes = None  # aiohttp caches what read() returned and has no public way to drop it
+    return submission
 
 
 @define(eq=False, repr=False)
@@ -66,15 +75,18 @@ class _Run:
     backend: BackendId | None = None
     outcome: Outcome = Outcome.CLIENT_GONE
     usage: Usage | None = None
-    output_chunks: int = 0
+    output_tokens: int = 0
     status: int | None = None
     first_byte_at: float | None = None
     error: str | None = None
+    _entry: WatchedBackend | None = None
+    """The backend's client, while it is in use."""
     _is_refused: bool = False
 
     async def answer(self) -> web.StreamResponse:
         """The answer, whoever gives it: a backend, or the router with an error."""
         api = APIS[self.request.path]
+        progress = RelayProgress()
         held = HeldAnswer(self.request, api, self.submission.is_stream, self.state.settings.hold_keepalive_seconds)
         try:
             upstream = await self._open(held)
@@ -85,13 +97,13 @@ class _Run:
                 drop_usage_event=self.submission.drops_usage,
                 on_progress=self.ticket.progress,
                 response=held.started,
+                progress=progress,
             )
         except RouterError as error:
             self.status, self.error, self._is_refused = error.status, error.code, True
             return await held.fail(error)
-        except asyncio.CancelledError:
-            if self.state.is_stopping:
-                self.outcome = Outcome.SHUTDOWN
+        except (asyncio.CancelledError, ConnectionError):
+            self._take_left(progress)
             raise
         self._take(result)
         return result.response
@@ -102,7 +114,7 @@ class _Run:
         while True:
             self.backend = backend = await held.place(self.ticket)
             self.forwarded_at = time.monotonic()
-            entry = self.state.pool.watched.get(backend)
+            self._entry = entry = self.state.pool.use(backend)
             if entry is None:
                 self.ticket.forward_failed("the backend was removed", sent=False)
                 continue
@@ -123,21 +135,40 @@ class _Run:
                     reason=failure.reason,
                     sent=failure.sent,
                 )
-                if backend in self.state.pool.watched:
+                if not entry.is_removed:
                     self.state.metrics.forward_failures.labels(backend).inc()
-                self.state.pool.note_failure(backend, failure)
+                self.state.pool.note_failure(entry, failure)
+                self._leave_backend()
                 self.ticket.forward_failed(str(failure), sent=failure.sent)
             else:
-                self.state.pool.note_answer(backend)
+                self.state.pool.note_answer(entry)
                 return upstream
 
     def _take(self, result: RelayResult) -> None:
-        self.outcome, self.usage, self.output_chunks = result.outcome, result.usage, result.output_chunks
+        self.outcome, self.usage, self.output_tokens = result.outcome, result.usage, result.output_chunks
         self.status, self.first_byte_at, self.error = result.status, result.first_byte_at, result.broken
+
+    def _take_left(self, progress: RelayProgress) -> None:
+        """The client left, or the shutdown cut the turn: how far it had come counts."""
+        self.status, self.first_byte_at, self.error = progress.status, progress.first_byte_at, progress.broken
+        self.output_tokens = progress.output_tokens
+        if progress.outcome is not None:
+            self.outcome, self.usage = progress.outcome, progress.usage
+        elif self.state.is_stopping:
+            self.outcome = Outcome.SHUTDOWN
+
+    def _leave_backend(self) -> None:
+        entry, self._entry = self._entry, None
+        if entry is not None:
+            self.state.pool.leave(entry)
 
     def account(self) -> None:
         """Close the ticket, and tell: one line, the metrics, the profile."""
-        self.ticket.close(self.outcome, self.usage, self.output_chunks)
+        entry = self._entry
+        self._leave_backend()
+        self.ticket.close(self.outcome, self.usage, self.output_tokens)
+        if entry is not None:
+            self.state.pool.note_outcome(entry, self.outcome)
         if self.submission.is_final and self.submission.program is not None:
             self.state.gateway.release(self.submission.program)
         ended_at = time.monotonic()

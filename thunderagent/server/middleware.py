@@ -167,7 +167,8 @@ def _is_own_host(header: str, listen_host: str) -> bool:
         host = urlsplit(f"//{header}").hostname or ""
     except ValueError:
         return False
-    return host in ("localhost", listen_host.lower().strip("[]")) or _is_loopback(host)
+    is_named = host != "" and host in ("localhost", listen_host.lower().strip("[]"))
+    return is_named or _is_loopback(host)
 
 
 def _is_loopback(remote: str | None) -> bool:

@@ -59,36 +59,39 @@ async def _forward(request: web.Request, state: State) -> web.StreamResponse:
     except InvalidJson:
         pass  # not JSON: the backend knows what to make of it
     failure: ForwardFailed | None = None
-    for backend, entry in _candidates(state, model):
-        headers = request_headers(
-            request.headers,
-            backend_key=entry.config.api_key,
-            forward_credentials=may_forward_credentials(request),
-        )
-        headers.popall("Content-Encoding", None)
+    for backend in _candidates(state, model):
+        entry = state.pool.use(backend.id)
+        if entry is None:
+            continue  # removed while another one was tried
         try:
+            headers = request_headers(
+                request.headers,
+                backend_key=entry.config.api_key,
+                forward_credentials=may_forward_credentials(request),
+            )
+            headers.popall("Content-Encoding", None)
             upstream = await entry.client.open("POST", request.rel_url.raw_path_qs, body, headers)
+            return (await relay(upstream, request, api=Api.OTHER)).response
         except ForwardFailed as error:
             failure = error
-            state.metrics.forward_failures.labels(backend.id).inc()
-            state.pool.note_failure(backend.id, error)
+            if not entry.is_removed:
+                state.metrics.forward_failures.labels(backend.id).inc()
+            state.pool.note_failure(entry, error)
             if error.sent:
                 break
-        else:
-            return (await relay(upstream, request, api=Api.OTHER)).response
+        finally:
+            state.pool.leave(entry)
+    if failure is None:
+        raise BackendUnavailable("no backend takes requests now", retry_after_seconds=5.0)
     raise BackendGone(f"the backend gave no answer: {failure}", retry_after_seconds=1.0)
 
 
-def _candidates(state: State, model: str | None) -> list[tuple[Backend, WatchedBackend]]:
+def _candidates(state: State, model: str | None) -> list[Backend]:
     cluster = state.gateway.scheduler.cluster
     if not cluster.could_serve(model):
         served = ", ".join(cluster.served_models()) or "none"
         raise ModelNotFound(f"The model `{model}` does not exist. Valid aliases: {served}.", param="model")
-    serving = sorted(cluster.serving(model).backends, key=lambda backend: backend.turn_count)
-    candidates = [(entry, state.pool.watched[entry.id]) for entry in serving if entry.id in state.pool.watched]
-    if not candidates:
-        raise BackendUnavailable("no backend takes requests now", retry_after_seconds=5.0)
-    return candidates
+    return sorted(cluster.serving(model).backends, key=lambda backend: backend.turn_count)
 
 
 async def list_models(request: web.Request) -> web.Response:
