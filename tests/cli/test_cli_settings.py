@@ -206,5 +206,5 @@ def test_every_scheduler_limit_but_the_internal_ones_is_an_option() -> None:
     fields = {field.name for field in attrs.fields(SchedulerSettings)} | {
         field.name for field in attrs.fields(Settings)
     }
-    internal = {"scheduler", "max_branches", "max_failed_sends", "retry_seconds"}
+    internal = {"scheduler", "max_branches", "max_failed_sends", "retry_seconds", "resend_seconds"}
     assert fields - internal == {option.name for option in OPTIONS} - {"backend_api_key"}
