@@ -16,10 +16,13 @@ _Settings = TypeVar("_Settings", bound=attrs.AttrsInstance)
 _TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 
 
-def read_options(policy: str, settings: _Settings, options: Mapping[str, str]) -> _Settings:
+def read_options(
+    policy: str, settings: _Settings, options: Mapping[str, str], *, also: tuple[str, ...] = ()
+) -> _Settings:
     """Return ``settings`` (an attrs instance) with the options in place of its values.
 
-    The type of each present value says how its option is read. Numbers must not be negative.
+    ``also``: options that the caller has read itself, to be named with the others. The type of each present value
+    says how its option is read. Numbers must not be negative.
 
     Raises:
         OptionError: an unknown option (the known ones are named), or a value of the wrong kind.
@@ -28,7 +31,7 @@ def read_options(policy: str, settings: _Settings, options: Mapping[str, str]) -
     values: dict[str, Any] = {}
     for name, text in options.items():
         if name not in known:
-            names = ", ".join(sorted(known)) or "none"
+            names = ", ".join(sorted((*known, *also))) or "none"
             raise OptionError(f"policy {policy!r} has no option {name!r}; it has: {names}")
         values[name] = _read(policy, name, text, type(known[name]))
     return attrs.evolve(settings, **values)  # type: ignore[misc]  # bound above

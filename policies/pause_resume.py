@@ -97,7 +97,7 @@ class PauseResume(Policy):
         if preset not in PRESETS:
             names = ", ".join(PRESETS)
             raise OptionError(f"policy {cls.name!r}: option preset must be one of {names}, got {preset!r}")
-        settings = read_options(cls.name, PRESETS[preset], rest)
+        settings = read_options(cls.name, PRESETS[preset], rest, also=("preset",))
         for option, value, choices in (
             ("order", settings.order, ("oldest", "smallest")),
             ("resume_on", settings.resume_on, ("origin", "roomiest")),

@@ -241,6 +241,7 @@ def _shutting_down() -> ShuttingDown:
 
 
 def _log_notice(notice: Notice) -> None:
-    log = _log.warning if isinstance(notice, _WARNINGS) else _log.debug
+    waits_for_backend = isinstance(notice, commands.TurnHeld) and notice.reason is commands.HoldReason.NO_BACKEND
+    log = _log.warning if waits_for_backend or isinstance(notice, _WARNINGS) else _log.debug
     values = attrs.asdict(notice, recurse=False)
     log(_NOTICE_EVENTS[type(notice)], **{name: getattr(value, "value", value) for name, value in values.items()})

@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         split=options.split,
         environment_class=options.environment_class,
         output=options.output,
+        policy=options.policy,
     )
     interrupt_on_termination()
     os.environ.setdefault("MSWEA_SILENT_STARTUP", "1")
@@ -96,9 +97,13 @@ def run(options: argparse.Namespace) -> int:
         router=router_figures,
         wall_seconds=wall_seconds,
         backends=len(options.backends),
+        kv_tokens=router_figures.kv_tokens,
     )
-    print(render([report]))
+    print("\n" + render([report]))
     print(f"patches: {options.output / 'preds.json'} (evaluate them with the SWE-bench harness)")
+    if predictions and report.empty_patches == len(predictions):
+        remedy = "does vLLM run with --enable-auto-tool-choice and the model's --tool-call-parser?"
+        print(f"swebench-lite: every patch is empty; {remedy}", file=sys.stderr)
     if status != 0:
         print(f"swebench-lite: mini-swe-agent ended with status {status}", file=sys.stderr)
     if router_figures.programs_left:
@@ -183,16 +188,16 @@ def _urls(text: str) -> tuple[str, ...]:
 
 
 def _port(text: str) -> int:
-    port = int(text)
+    port = int(text) if text.isdecimal() else 0
     if not 1 <= port <= 65535:
         raise argparse.ArgumentTypeError("must be from 1 to 65535")
     return port
 
 
 def _count(text: str) -> int:
-    count = int(text)
+    count = int(text) if text.isdecimal() else 0
     if count < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
+        raise argparse.ArgumentTypeError("must be a whole number of at least 1")
     return count
 
 

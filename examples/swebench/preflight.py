@@ -20,6 +20,8 @@ from examples.swebench.launch import served_models
 from examples.swebench.processes import get
 from minisweagent_patch.errors import PatchError
 from minisweagent_patch.versions import installed_version, runner_modules
+from thunderagent.errors import ConfigError
+from thunderagent.registry import load_policy
 
 GIB = 1024**3
 IMAGE_BYTES = int(0.4 * GIB)
@@ -52,6 +54,7 @@ class Wanted:
     split: str
     environment_class: str
     output: Path
+    policy: str = "pause-resume"
 
 
 def problems(wanted: Wanted) -> list[Problem]:
@@ -61,6 +64,7 @@ def problems(wanted: Wanted) -> list[Problem]:
         *(lambda url=url: check_backend(url, wanted.model) for url in wanted.backends),
         lambda: check_port(wanted.host, wanted.port),
         check_agent,
+        lambda: check_policy(wanted.policy),
         lambda: check_output(wanted.output),
         lambda: check_environment(wanted),
     ]
@@ -141,6 +145,15 @@ def check_agent() -> list[Problem]:
     return [Problem(f"{' and '.join(missing)} not installed", remedy)] if missing else []
 
 
+def check_policy(policy: str) -> list[Problem]:
+    """The scheduling policy is installed and loads."""
+    try:
+        load_policy(policy)
+    except ConfigError as error:
+        return [Problem(str(error), "give POLICY=NAME, one that `thunderagent policies` lists")]
+    return []
+
+
 def check_output(output: Path) -> list[Problem]:
     """The output directory can be written to."""
     try:
@@ -191,7 +204,7 @@ def check_dataset(subset: str, split: str) -> tuple[int, list[Problem]]:
 def check_docker() -> tuple[Path | None, list[Problem]]:
     """(where the daemon keeps its images, None: not on this machine; problems)."""
     docker = os.environ.get("MSWEA_DOCKER_EXECUTABLE", "docker")
-    other = "or run without containers (the sample data set only): --environment-class local"
+    other = 'or run without containers (the sample data set only): LITE_ARGS="--environment-class local"'
     if shutil.which(docker) is None:
         return None, [Problem(f"no {docker} command", f"install Docker, {other}")]
     command = [docker, "info", "--format", "{{.DockerRootDir}}"]

@@ -61,6 +61,8 @@ class RouterCounts:
     moves: int
     shares: dict[str, int]
     programs_left: int
+    kv_tokens: int | None = None
+    """Of the backend with the least; None where one does not say."""
 
 
 @attrs.frozen
@@ -158,7 +160,10 @@ def router_counts(url: str) -> RouterCounts:
         if name == "thunderagent_backend_turns_total"
     }
     counts = {name: int(total(samples, f"thunderagent_{name}_total") or 0) for name in _ROUTER_COUNTERS}
-    return RouterCounts(**counts, shares=shares, programs_left=len(programs))
+    available = sum(1 for name, _, _ in samples if name == "thunderagent_backend_available")
+    capacities = [int(value) for name, _, value in samples if name == "thunderagent_capacity_tokens"]
+    kv_tokens = min(capacities) if capacities and len(capacities) == available else None
+    return RouterCounts(**counts, shares=shares, programs_left=len(programs), kv_tokens=kv_tokens)
 
 
 _ROUTER_COUNTERS = ("holds", "pauses", "resumes", "moves")

@@ -70,7 +70,7 @@ REFUSED_BY_THE_PROCESS: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown policy option": (
         (*SERVE, "--policy-option", "colour=red"),
         "thunderagent serve: policy 'pause-resume' has no option 'colour'; it has: acting_weight, buffer_tokens, "
-        "growth_reserve, half_life_seconds, high_watermark, idle_lease_seconds, order, pause_decay, react, "
+        "growth_reserve, half_life_seconds, high_watermark, idle_lease_seconds, order, pause_decay, preset, react, "
         "resume_on, tick_seconds",
     ),
     "profile folder that cannot be made": (

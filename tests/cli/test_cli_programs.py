@@ -15,7 +15,7 @@ from daemons import Daemon
 from thunderagent.cli.programs import programs
 
 TOKEN = {"THUNDERAGENT_API_TOKEN": "sk-of-the-router"}
-HEADING = "program                                      status     activity      tokens  turns  backend"
+HEADING = "program                                      status     activity      tokens  turns   waits  backend"
 
 
 def _run(url: str, *arguments: str, env: dict[str, str] | None = None) -> Result:
@@ -48,9 +48,9 @@ def test_program_with_a_finished_turn_is_listed_released_and_gone(router: Daemon
     again = _run(router.url, "--release", "cli-1", "--json")
     assert (empty.exit_code, empty.stdout) == (0, f"{HEADING}\n")
     heading, row = listed.stdout.splitlines()
-    name, status, activity, tokens, turns, backend = row.split()
+    name, status, activity, tokens, turns, waits, backend = row.split()
     assert heading == HEADING
-    assert (name, status, activity, turns, backend) == ("cli-1", "admitted", "acting", "1", engine.url)
+    assert (name, status, activity, turns, waits, backend) == ("cli-1", "admitted", "acting", "1", "-", engine.url)
     assert int(tokens) == json.loads(as_json.stdout)["cli-1"]["footprint_tokens"] > 0
     assert (released.exit_code, released.stdout) == (0, "cli-1: released\n")
     assert json.loads(again.stdout) == {"program_id": "cli-1", "released": False}

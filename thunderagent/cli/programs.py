@@ -44,7 +44,7 @@ def programs(url: str, token: str | None, released: str | None, as_json: bool) -
         lines = [_line(name, program) for name, program in answer.items()]
     except (KeyError, TypeError):
         raise _failure(url, "does not answer as a router: its programs lack fields") from None
-    click.echo(f"{'program':<44} {'status':<10} {'activity':<10} {'tokens':>9} {'turns':>6}  backend")
+    click.echo(f"{'program':<44} {'status':<10} {'activity':<10} {'tokens':>9} {'turns':>6} {'waits':>7}  backend")
     for line in lines:
         click.echo(line)
 
@@ -52,8 +52,13 @@ def programs(url: str, token: str | None, released: str | None, as_json: bool) -
 def _line(name: str, program: dict[str, Any]) -> str:
     return (
         f"{name:<44} {program['scheduling_status']:<10} {program['status']:<10} "
-        f"{program['footprint_tokens']:>9} {program['step_count']:>6}  {program['backend'] or '-'}"
+        f"{program['footprint_tokens']:>9} {program['step_count']:>6} {_seconds(program['waiting_seconds']):>7}  "
+        f"{program['backend'] or '-'}"
     )
+
+
+def _seconds(waited: float | None) -> str:
+    return "-" if waited is None else f"{waited:.0f} s"
 
 
 def _word(answer: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from thunderagent.backends import WatchedBackend
 from thunderagent.core.backend import Backend
-from thunderagent.errors import BackendGone, BackendUnavailable, InvalidJson, ModelNotFound, NotFound, ShuttingDown
+from thunderagent.errors import BackendGone, BackendUnavailable, InvalidJson, ModelNotFound, ShuttingDown
 from thunderagent.identity import IdentityRules, identify
 from thunderagent.server.middleware import may_forward_credentials
 from thunderagent.server.state import State, state_of
@@ -105,7 +105,7 @@ async def show_model(request: web.Request) -> web.Response:
     name = request.match_info["model"]
     model = (await _models(state_of(request))).get(name)
     if model is None:
-        raise NotFound(f"The model `{name}` does not exist.", param="model")
+        raise ModelNotFound(f"The model `{name}` does not exist.", param="model")
     return _json(model)
 
 

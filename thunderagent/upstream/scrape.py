@@ -66,7 +66,7 @@ async def observe(
         timed_out=isinstance(health, ForwardFailed) and health.reason == "timeout",
         models=_served(models, errors),
         observation=_observation(metrics, errors),
-        errors=tuple(errors),
+        errors=tuple(dict.fromkeys(errors)),
     )
 
 
