@@ -28,7 +28,7 @@ async def test_one_model_is_shown_by_name(stack: Stack) -> None:
     router = await stack.router(await stack.engine(models=("org/c",)))
     assert (await router.get("/v1/models/org/c"))[1]["id"] == "org/c"
     status, answer = await router.get("/v1/models/z")
-    assert (status, answer["error"]["code"]) == (404, "not_found")
+    assert (status, answer["error"]["code"]) == (404, "model_not_found")
 
 
 async def test_models_without_backends_are_a_503(stack: Stack) -> None:
