@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from thunderagent.emulator.engine import (
@@ -338,6 +338,9 @@ ACTIONS = st.lists(
 
 
 @settings(max_examples=80, deadline=None)
+@example(
+    [("add", 2, 1, 21), ("step", 1, 0, 0), ("add", 0, 24, 19), ("add", 1, 39, 16)], SchedulingPolicy.PRIORITY, False
+)
 @given(ACTIONS, st.sampled_from(SchedulingPolicy), st.booleans())
 def test_any_history_balances_and_ends(actions: list[Any], policy: SchedulingPolicy, reserve: bool) -> None:
     """Whatever arrives and leaves, the books balance and every request left gets exactly its tokens."""

@@ -156,6 +156,12 @@ class Engine:
         if not self._by_id:
             return None
         batch, admitted = self._schedule(now)
+        for _ in self._by_id:
+            if batch:
+                break
+            # Each running request preempted one that was scheduled before it, and then itself: vLLM runs an empty
+            # step and schedules again.
+            batch, admitted = self._schedule(now)
         if not batch:
             raise RuntimeError(f"{self.waiting} requests wait and none can run: the KV cache accounting is broken")
         self._step = self._measure(batch)
