@@ -51,7 +51,7 @@ test: setup ## pass every test
 
 .PHONY: test-long test-network
 test-long: setup ## the long profile of the property tests
-	$(BIN)/python -m pytest -m long --timeout 3600 $(PYTEST_ARGS)
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/core/test_state_machine.py --timeout 3600 $(PYTEST_ARGS)
 
 test-network: setup ## the tests that need a package index: all extras resolve together
 	$(BIN)/python -m pytest -m network --timeout 600 $(PYTEST_ARGS)
