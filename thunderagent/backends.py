@@ -246,8 +246,8 @@ class BackendPool:
                     None if scrape.models is None else tuple(sorted(scrape.models)),
                     capacity_tokens,
                     None if seen is None else seen.kv_usage_ratio,
-                    None if seen is None else _whole(seen.running),
-                    None if seen is None else _whole(seen.waiting),
+                    None if seen is None else seen.running,
+                    None if seen is None else seen.waiting,
                 )
             )
         if capacity_tokens is None and not entry.is_capacity_unknown:
@@ -269,10 +269,6 @@ class BackendPool:
         entry.is_failed, entry.last_error = True, error
         _log.warning("backend.failed", backend=entry.config.id, error=error)
         self.send(events.BackendFailed(entry.config.id, error))
-
-
-def _whole(number: float | None) -> int | None:
-    return None if number is None else int(number)
 
 
 def _ssl(config: BackendConfig) -> ssl.SSLContext | bool:

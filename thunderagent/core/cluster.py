@@ -117,6 +117,11 @@ class Cluster:
         """Whether a backend serves the model at all, healthy or not. True while none is configured: one may come."""
         return not self.backend_by_id or any(backend.serves(model) for backend in self.backend_by_id.values())
 
+    def unknown_model_text(self, model: str | None) -> str:
+        """What a client is told that asks for a model nobody serves, as vLLM says it."""
+        served = ", ".join(self.served_models()) or "none"
+        return f"The model `{model}` does not exist. Valid aliases: {served}."
+
     def served_models(self) -> list[str]:
         """Names that the backends serve, as far as known, sorted."""
         return sorted({name for backend in self.backend_by_id.values() for name in backend.models or ()})

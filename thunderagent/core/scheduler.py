@@ -150,9 +150,7 @@ class Scheduler:
             self._decider.turn_away(turn, RefuseCode.TOO_MANY_PROGRAMS, message, 5.0)
             return None
         if not cluster.could_serve(event.model):
-            served = ", ".join(cluster.served_models()) or "none"
-            message = f"The model `{event.model}` does not exist. Valid aliases: {served}."
-            self._decider.turn_away(turn, RefuseCode.MODEL_NOT_FOUND, message)
+            self._decider.turn_away(turn, RefuseCode.MODEL_NOT_FOUND, cluster.unknown_model_text(event.model))
             return None
         if not self._decider.place(turn):
             return Trigger.TURN_HELD

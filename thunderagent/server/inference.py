@@ -124,7 +124,6 @@ class _Run:
                 backend_key=entry.config.api_key,
                 forward_credentials=may_forward_credentials(self.request),
             )
-            headers.popall("Content-Encoding", None)
             try:
                 upstream = await entry.client.open("POST", path, self.submission.body, headers)
             except ForwardFailed as failure:

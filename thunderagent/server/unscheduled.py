@@ -69,7 +69,6 @@ async def _forward(request: web.Request, state: State) -> web.StreamResponse:
                 backend_key=entry.config.api_key,
                 forward_credentials=may_forward_credentials(request),
             )
-            headers.popall("Content-Encoding", None)
             upstream = await entry.client.open("POST", request.rel_url.raw_path_qs, body, headers)
             return (await relay(upstream, request, api=Api.OTHER)).response
         except ForwardFailed as error:
@@ -89,8 +88,7 @@ async def _forward(request: web.Request, state: State) -> web.StreamResponse:
 def _candidates(state: State, model: str | None) -> list[Backend]:
     cluster = state.gateway.scheduler.cluster
     if not cluster.could_serve(model):
-        served = ", ".join(cluster.served_models()) or "none"
-        raise ModelNotFound(f"The model `{model}` does not exist. Valid aliases: {served}.", param="model")
+        raise ModelNotFound(cluster.unknown_model_text(model), param="model")
     return sorted(cluster.serving(model).backends, key=lambda backend: backend.turn_count)
 
 

@@ -28,8 +28,8 @@ _HOP_BY_HOP = frozenset(
         "http2-settings",
     }
 )
-# Set anew on the way to a backend. Expect was answered by the router when it read the body.
-_REPLACED_IN_REQUEST = _HOP_BY_HOP | {"host", "content-length", "accept-encoding", "expect"}
+# Set anew on the way to a backend. Expect was answered by the router when it read the body, which was unpacked then.
+_REPLACED_IN_REQUEST = _HOP_BY_HOP | {"host", "content-length", "content-encoding", "accept-encoding", "expect"}
 _CREDENTIALS = frozenset({"authorization", "x-api-key", "api-key"})
 _REPLACED_IN_RESPONSE = _HOP_BY_HOP | {"content-length"}
 _SESSION = SESSION_HEADER.lower()
