@@ -7,8 +7,9 @@ import socket
 
 import pytest
 from multidict import CIMultiDict
-from upstream_wire import Exchange, RawBackend, json_answer
+from upstream_wire import RawBackend
 
+from thunderagent.testing.fake_backend import Exchange, json_answer
 from thunderagent.upstream.client import BackendClient, FetchedPage, ForwardFailed, PoolSettings, normalise_base_url
 
 NO_HEADERS: CIMultiDict[str] = CIMultiDict()
@@ -251,7 +252,7 @@ async def test_fetch_that_hangs_times_out():
     """A page that does not come is a timeout, in time."""
 
     async def hang(exchange: Exchange) -> None:
-        await exchange.wait_closed_by_peer()
+        await exchange.wait_client_left()
 
     async with RawBackend(hang) as backend:
         client = BackendClient(backend.url)

@@ -11,19 +11,10 @@ from itertools import pairwise
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from upstream_wire import (
-    LAST_CHUNK,
-    STREAM_HEAD,
-    Exchange,
-    Front,
-    RawBackend,
-    chunked,
-    json_answer,
-    parse_answer,
-    recorded,
-)
+from upstream_wire import STREAM_HEAD, Front, RawBackend, parse_answer, recorded
 
 from thunderagent.core.usage import Outcome, Usage
+from thunderagent.testing.fake_backend import LAST_CHUNK, Exchange, chunked, json_answer
 from thunderagent.upstream.relay import RelayProgress
 from thunderagent.upstream.usage import Api
 
@@ -177,7 +168,7 @@ async def test_backend_that_hangs_after_the_last_event_is_let_go(monkeypatch):
 
     async def answer(exchange: Exchange) -> None:
         await exchange.send(STREAM_HEAD + chunked(EVENT, DONE))
-        await exchange.wait_closed_by_peer()
+        await exchange.wait_client_left()
         closed.set()
 
     (_, body, whole), result = await run(answer)
@@ -330,7 +321,7 @@ async def test_client_that_leaves_closes_the_backend_connection(begun):
         if begun:
             await exchange.send(STREAM_HEAD + chunked(EVENT))
         asked.set()
-        await exchange.wait_closed_by_peer()
+        await exchange.wait_client_left()
         closed.set()
 
     async with RawBackend(answer) as backend, Front(backend.url) as front:
@@ -368,7 +359,7 @@ async def test_findings_of_a_stream_survive_the_client_that_leaves(events, outco
 
     async def answer(exchange: Exchange) -> None:
         await exchange.send(STREAM_HEAD + chunked(events))
-        await exchange.wait_closed_by_peer()
+        await exchange.wait_client_left()
 
     progress = RelayProgress()
     options = {"progress": progress, "drop_usage_event": drops}

@@ -6,8 +6,9 @@ import asyncio
 import time
 
 import pytest
-from upstream_wire import Exchange, RawBackend, json_answer, recorded
+from upstream_wire import RawBackend, recorded
 
+from thunderagent.testing.fake_backend import Exchange, json_answer
 from thunderagent.upstream.client import BackendClient
 from thunderagent.upstream.prometheus import BackendObservation, MetricsUnreadable, read_metrics
 from thunderagent.upstream.scrape import Scrape, observe
@@ -80,7 +81,7 @@ def backend_with(pages: dict[str, bytes | None]):
     async def answer(exchange: Exchange) -> None:
         answer_bytes = pages[exchange.head.split(b" ", 2)[1].decode()]
         if answer_bytes is None:
-            await exchange.wait_closed_by_peer()
+            await exchange.wait_client_left()
         else:
             await exchange.send(answer_bytes)
 

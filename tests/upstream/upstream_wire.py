@@ -9,6 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
+from thunderagent.testing.fake_backend import Exchange
 from thunderagent.upstream.client import BackendClient, ForwardFailed
 from thunderagent.upstream.headers import request_headers
 from thunderagent.upstream.relay import RelayResult, relay
@@ -23,49 +24,6 @@ STREAM_HEAD = (
 def recorded(name: str) -> bytes:
     """A body recorded from vLLM."""
     return (FIXTURES / f"{name}.body").read_bytes()
-
-
-def chunked(*parts: bytes) -> bytes:
-    """Parts as HTTP/1.1 chunks, without the last one."""
-    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts if part)
-
-
-LAST_CHUNK = b"0\r\n\r\n"
-
-
-def json_answer(body: bytes, status: str = "200 OK", *headers: str) -> bytes:
-    """A whole JSON answer as vLLM's server writes it."""
-    lines = [f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {len(body)}", *headers]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
-
-
-class Exchange:
-    """One request at the fake backend; the script writes what it wants and returns to close the connection."""
-
-    def __init__(self, head: bytes, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.head = head
-        self.body = body
-        self.reader = reader
-        self.writer = writer
-
-    async def send(self, *parts: bytes) -> None:
-        """Write each part as a segment of its own."""
-        for part in parts:
-            self.writer.write(part)
-            await self.writer.drain()
-            await asyncio.sleep(0)
-
-    def reset(self) -> None:
-        """Drop the connection with a TCP reset."""
-        self.writer.transport.abort()
-
-    async def wait_closed_by_peer(self) -> None:
-        """Return when the other side closed the connection."""
-        try:
-            while await self.reader.read(65536):
-                pass
-        except ConnectionError:
-            pass
 
 
 class RawBackend:

@@ -84,10 +84,11 @@ def read_metrics(page: bytes) -> BackendObservation:
     samples = _parse(_needed_lines(text))
     if not samples and text.lstrip().startswith("<"):
         raise MetricsUnreadable("it is HTML or XML")
+    cache_configs = _first(samples, _CACHE_CONFIG)
     return BackendObservation(
-        capacity_tokens=_capacity(_first(samples, _CACHE_CONFIG)),
-        block_size=next(iter(_cache_counts(_first(samples, _CACHE_CONFIG), "block_size")), None),
-        num_gpu_blocks=sum(_cache_counts(_first(samples, _CACHE_CONFIG), "num_gpu_blocks")) or None,
+        capacity_tokens=_capacity(cache_configs),
+        block_size=next(iter(_cache_counts(cache_configs, "block_size")), None),
+        num_gpu_blocks=sum(_cache_counts(cache_configs, "num_gpu_blocks")) or None,
         kv_usage_ratio=_mean(_first(samples, _KV_USAGE)),
         running=_total(_first(samples, _RUNNING)),
         waiting=_total(_first(samples, _WAITING)),
@@ -163,5 +164,5 @@ def _positive(text: str | None) -> int | None:
 
 def _cache_counts(samples: list[Sample], label: str) -> list[int]:
     """A label of the cache configuration as a number, of each engine that has it."""
-    values = (sample.labels.get(label, "") for sample in samples)
-    return [int(value) for value in values if value.isdecimal()]
+    counts = (_positive(sample.labels.get(label)) for sample in samples)
+    return [count for count in counts if count is not None]
