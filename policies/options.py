@@ -22,19 +22,29 @@ def read_options(
     """Return ``settings`` (an attrs instance) with the options in place of its values.
 
     ``also``: options that the caller has read itself, to be named with the others. The type of each present value
-    says how its option is read. Numbers must not be negative.
+    says how its option is read, its field's validator which values it may have. Numbers must not be negative.
 
     Raises:
         OptionError: an unknown option (the known ones are named), or a value of the wrong kind.
     """
     known: dict[str, Any] = attrs.asdict(settings, recurse=False)
-    values: dict[str, Any] = {}
     for name, text in options.items():
         if name not in known:
             names = ", ".join(sorted((*known, *also))) or "none"
             raise OptionError(f"policy {policy!r} has no option {name!r}; it has: {names}")
-        values[name] = _read(policy, name, text, type(known[name]))
-    return attrs.evolve(settings, **values)  # type: ignore[misc]  # bound above
+        value = _read(policy, name, text, type(known[name]))
+        try:
+            settings = attrs.evolve(settings, **{name: value})  # type: ignore[misc]  # bound above
+        except ValueError:
+            wanted = _wanted(attrs.fields_dict(type(settings))[name].validator)
+            raise OptionError(f"policy {policy!r}: option {name} must be {wanted}, got {text!r}") from None
+    return settings
+
+
+def _wanted(validator: Any) -> str:
+    """What a validator of attrs asks for, in words: one of some choices, or a number above a bound."""
+    choices = getattr(validator, "options", None)
+    return " or ".join(choices) if choices else f"above {validator.bound}"
 
 
 def _read(policy: str, name: str, text: str, kind: type[Any]) -> Any:

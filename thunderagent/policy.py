@@ -7,14 +7,17 @@ from thunderagent.core.ids import BackendId, BranchId, PrefixKey, ProgramId, Tur
 from thunderagent.core.policy import (
     BackendView,
     ClusterView,
+    DemandView,
     OptionError,
     Policy,
     ProgramView,
+    ToolTimesView,
     TurnView,
     WaiterView,
     roomiest,
 )
 from thunderagent.core.program import Standing, Status
+from thunderagent.core.settings import OnHoldLimit
 
 __all__ = [
     "Admit",
@@ -24,7 +27,9 @@ __all__ = [
     "BranchId",
     "ClusterView",
     "Decision",
+    "DemandView",
     "Move",
+    "OnHoldLimit",
     "OptionError",
     "Pause",
     "Policy",
@@ -34,6 +39,7 @@ __all__ = [
     "Reconsider",
     "Standing",
     "Status",
+    "ToolTimesView",
     "Trigger",
     "TurnId",
     "TurnView",

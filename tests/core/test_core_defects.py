@@ -168,7 +168,7 @@ def test_counters_never_go_below_zero() -> None:
         else:
             driver.finish(turn)
         for backend in driver.cluster.backend_by_id.values():
-            assert min(*backend.tokens.values(), backend.guest_tokens, backend.shared_tokens) >= 0
+            assert min(*(group.tokens for group in backend.groups), backend.guest_tokens, backend.shared_tokens) >= 0
     driver.close()
 
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import pytest
 from core_policies import Scripted, hold
 
-from thunderagent.core.commands import Forward, HoldReason, ProgramAdmitted, TurnHeld
-from thunderagent.policy import Admit, AdmitTurn, BackendId, ProgramId, Yield
+from thunderagent.core.commands import DecisionRejected, Forward, HoldReason, PolicyFailed, ProgramAdmitted, TurnHeld
+from thunderagent.policy import Admit, AdmitTurn, BackendId, ProgramId, WaiterView, Yield
 from thunderagent.testing.scheduler_driver import SchedulerDriver
 
 
 def waiting(driver: SchedulerDriver) -> list[str | None]:
-    """Programs in the queue, oldest first."""
+    """Programs in the queue, in the order in which they came."""
     return [None if entry.program is None else entry.program.id for entry in driver.cluster.waiting()]
+
+
+def in_line(driver: SchedulerDriver) -> list[str | None]:
+    """Programs in the one line that there is."""
+    (line,) = driver.cluster.waiting_lines()
+    return [None if entry.program is None else entry.program.id for entry in line]
 
 
 def held_driver() -> tuple[SchedulerDriver, Scripted]:
@@ -40,14 +46,38 @@ def test_waiters_come_oldest_first() -> None:
     assert waiting(driver) == ["p", None, "q"]
 
 
-def test_waiters_come_smallest_first_by_need() -> None:
-    """Ties keep the order of arrival; a second turn makes its program larger."""
-    driver, _ = held_driver()
+class Smallest(Scripted):
+    """Holds everything, and has the smallest first in line."""
+
+    def __init__(self) -> None:
+        super().__init__(hold, reconsiders=False)
+
+    def rank(self, waiter: WaiterView) -> float:
+        return waiter.need_tokens
+
+
+def test_line_stands_in_the_order_of_the_policys_rank() -> None:
+    """Ties keep the order of arrival; a second turn makes its program larger, and so moves it back."""
+    driver = SchedulerDriver(Smallest())
+    driver.add("A", 10_000)
     for program, tokens in (("p", 300), ("q", 100), ("r", 100), ("s", 200)):
         driver.arrive(program, tokens)
+    assert in_line(driver) == ["q", "r", "s", "p"]
     driver.arrive("q", 500, branch="sub")
-    order = [entry.program.id for entry in driver.cluster.waiting_smallest_first()]
-    assert order == ["r", "s", "p", "q"]
+    assert in_line(driver) == ["r", "s", "p", "q"]
+
+
+@pytest.mark.parametrize("rank", [float("nan"), float("inf"), "first", None])
+def test_rank_that_is_no_number_is_told_and_age_counts(rank: object) -> None:
+    """A bug in a policy costs no turn its place in line."""
+    policy = Smallest()
+    policy.rank = lambda waiter: rank  # type: ignore[method-assign, return-value, assignment]
+    driver = SchedulerDriver(policy)
+    driver.add("A", 10_000)
+    driver.arrive("p", 500)
+    driver.arrive("q", 100, after=1.0)
+    assert in_line(driver) == ["p", "q"]
+    assert len(driver.told(DecisionRejected)) + len(driver.told(PolicyFailed)) == 2
 
 
 def test_client_that_sends_again_keeps_its_programs_age() -> None:
@@ -56,9 +86,9 @@ def test_client_that_sends_again_keeps_its_programs_age() -> None:
     first = driver.arrive("p")
     driver.arrive("q", after=1.0)
     driver.abandon(first, after=1.0)
-    assert waiting(driver) == ["q"]
+    assert in_line(driver) == ["q"]
     driver.arrive("p", after=1.0)
-    assert waiting(driver) == ["p", "q"]
+    assert in_line(driver) == ["p", "q"]
     assert driver.program("p").waiting_since == 0.0
     policy.decisions = [Admit(ProgramId("p"), BackendId("A"))]
     policy.answer = lambda turn, cluster: None if turn.place is None else turn.place.id

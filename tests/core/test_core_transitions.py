@@ -21,7 +21,7 @@ LEGAL = {
 @pytest.mark.parametrize(("old", "new"), list(product(Status, Status)))
 def test_each_pair_of_status_is_allowed_or_raises(old: Status, new: Status) -> None:
     """A change that is not in the table raises and leaves the status as it was."""
-    program = Program(ProgramId("p"), 1, 0.0, status=old)
+    program = Program(ProgramId("p"), 1, status=old)
     if new in LEGAL[old]:
         program.become(new)
         assert program.status is new

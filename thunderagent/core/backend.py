@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
+from operator import attrgetter
 
 from attrs import Factory, define, field
 from sortedcontainers import SortedKeyList
 
+from thunderagent.core.decay import DecayedTokens
 from thunderagent.core.ids import BackendId, PrefixKey, ProgramId, TurnId
 from thunderagent.core.program import Branch, Program, Standing
+from thunderagent.core.residency import Residency
 from thunderagent.core.turn import Turn
 
-__all__ = ["Backend", "Charge", "HeldPrefix"]
+__all__ = ["Backend", "Charge", "Group", "HeldPrefix"]
 
 
 @define(eq=False, repr=False)
@@ -38,12 +42,50 @@ class HeldPrefix:
         return len(self.holders) > 1
 
 
-def _by_tokens(program: Program) -> tuple[int, int]:
-    return (program.own_tokens, program.sequence)
+@define(eq=False, repr=False)
+class Group:
+    """The programs of one standing on one backend: their tokens, their order by size, and by time in it."""
+
+    standing: Standing
+    tokens: int = 0
+    by_size: SortedKeyList = field(factory=lambda: SortedKeyList(key=attrgetter("size_key")))
+    by_time: OrderedDict[ProgramId, Program] = field(factory=OrderedDict)
+    """The one that joined first is first."""
+    decays: dict[float, DecayedTokens] = field(factory=dict)
+    """The tokens as they count with a half-life, for each that was asked for."""
+
+    def add(self, program: Program) -> None:
+        tokens = program.own_tokens
+        program.group, program.size_key = self, (tokens, program.sequence)
+        self.tokens += tokens
+        self.by_size.add(program)
+        self.by_time[program.id] = program
+        for decay in self.decays.values():
+            decay.add(tokens, program.acting_since)
+
+    def remove(self, program: Program) -> None:
+        tokens = program.size_key[0]
+        program.group = None
+        self.tokens -= tokens
+        self.by_size.remove(program)
+        del self.by_time[program.id]
+        for decay in self.decays.values():
+            decay.remove(tokens, program.acting_since)
+
+    def resize(self, program: Program) -> None:
+        """Bring a member's size up to date; it keeps its time."""
+        former_tokens, tokens = program.size_key[0], program.own_tokens
+        self.by_size.remove(program)
+        program.size_key = (tokens, program.sequence)
+        self.by_size.add(program)
+        self.tokens += tokens - former_tokens
+        for decay in self.decays.values():
+            decay.remove(former_tokens, program.acting_since)
+            decay.add(tokens, program.acting_since)
 
 
-def _indexes() -> dict[Standing, SortedKeyList]:
-    return {standing: SortedKeyList(key=_by_tokens) for standing in Standing}
+def _group(standing: Standing) -> Factory[Group]:
+    return Factory(lambda: Group(standing))
 
 
 @define(eq=False, repr=False)
@@ -53,35 +95,44 @@ class Backend:
     id: BackendId
     models: frozenset[str] | None = None
     capacity_tokens: int | None = None
+    changed: dict[Backend, None] = field(factory=dict)
+    """The backends whose accounts changed, all backends together; this one enters itself."""
     is_healthy: bool = True
     is_draining: bool = False
     is_removed: bool = False
     kv_usage_ratio: float | None = None
     requests_running: int | None = None
     requests_waiting: int | None = None
-    placed: dict[Standing, SortedKeyList] = Factory(_indexes)
-    tokens: dict[Standing, int] = Factory(lambda: dict.fromkeys(Standing, 0))
-    acting: dict[ProgramId, Program] = field(factory=dict)
+    observed_running_tokens: int = 0
+    """``running_tokens`` at the time of which ``kv_usage_ratio`` tells."""
+    reasoning: Group = _group(Standing.REASONING)
+    acting: Group = _group(Standing.ACTING)
+    yielding: Group = _group(Standing.YIELDING)
+    accounted_tokens: int = 0
+    """All that its turns and placed programs need resident, shared prefixes counted once."""
     guest_tokens: int = 0
     """Of turns whose program has its place elsewhere or none: one-off turns, turns from before a move."""
     prefixes: dict[PrefixKey, HeldPrefix] = field(factory=dict)
     shared_tokens: int = 0
     """Of prefixes with more than one holder, counted once."""
+    saved_tokens: int = 0
+    """What those prefixes would take more if each holder counted them by itself."""
     reserved_tokens: int = 0
     """Promised to turns that reached the hold limit."""
     forwarded: dict[TurnId, Turn] = field(factory=dict)
+    residency: Residency = field(factory=Residency)
+    """How long prefixes stay in its cache, by what was seen."""
+    cache_life: int = 0
+    """How often its cache was lost."""
+    paused_count: int = 0
+    """Paused programs that had their last place here."""
+    paused_tokens: int = 0
+    """What they left, all of it."""
 
     @property
     def is_available(self) -> bool:
         """Whether it takes new turns."""
         return self.is_healthy and not self.is_draining and not self.is_removed
-
-    @property
-    def accounted_tokens(self) -> int:
-        """All that its turns and placed programs need resident, shared prefixes counted once."""
-        tokens = self.tokens
-        placed_tokens = tokens[Standing.REASONING] + tokens[Standing.ACTING] + tokens[Standing.YIELDING]
-        return placed_tokens + self.guest_tokens + self.shared_tokens
 
     @property
     def free_tokens(self) -> int | None:
@@ -91,74 +142,133 @@ class Backend:
         return self.capacity_tokens - self.accounted_tokens - self.reserved_tokens
 
     @property
+    def spare_tokens(self) -> int | None:
+        """Capacity that no running turn needs: where idle programs' prefixes may lie. None while unknown."""
+        if self.capacity_tokens is None:
+            return None
+        return max(0, self.capacity_tokens - self.running_tokens)
+
+    @property
+    def running_tokens(self) -> int:
+        """Accounted for programs and turns that run, shared prefixes left out."""
+        return self.reasoning.tokens + self.yielding.tokens + self.guest_tokens
+
+    @property
+    def groups(self) -> tuple[Group, Group, Group]:
+        return (self.reasoning, self.acting, self.yielding)
+
+    @property
     def reasoning_tokens(self) -> int:
-        return self.tokens[Standing.REASONING]
+        return self.reasoning.tokens
 
     @property
     def acting_tokens(self) -> int:
-        return self.tokens[Standing.ACTING]
+        return self.acting.tokens
 
     @property
     def yielding_tokens(self) -> int:
-        return self.tokens[Standing.YIELDING]
+        return self.yielding.tokens
 
     @property
     def program_count(self) -> int:
         """Programs that have their place here."""
-        return sum(len(index) for index in self.placed.values())
+        return len(self.reasoning.by_time) + len(self.acting.by_time) + len(self.yielding.by_time)
 
     @property
     def turn_count(self) -> int:
         """Turns that run here."""
         return len(self.forwarded)
 
-    def count(self, standing: Standing) -> int:
+    def group(self, standing: Standing) -> Group:
         """Placed programs of that standing."""
-        return len(self.placed[standing])
+        if standing is Standing.REASONING:
+            return self.reasoning
+        return self.acting if standing is Standing.ACTING else self.yielding
+
+    def count(self, standing: Standing) -> int:
+        """How many placed programs have that standing."""
+        return len(self.group(standing).by_time)
 
     def smallest_first(self, standing: Standing) -> Iterator[Program]:
         """Placed programs of that standing by own tokens, ascending."""
-        return iter(self.placed[standing])
+        return iter(self.group(standing).by_size)
+
+    def largest_first(self, standing: Standing) -> Iterator[Program]:
+        """Placed programs of that standing by own tokens, descending."""
+        return reversed(self.group(standing).by_size)
+
+    def longest_first(self, standing: Standing) -> Iterator[Program]:
+        """Placed programs of that standing, the one that has had it here for longest first."""
+        return iter(self.group(standing).by_time.values())
+
+    def latest_first(self, standing: Standing) -> Iterator[Program]:
+        """Placed programs of that standing, the one that came to it last first."""
+        return reversed(self.group(standing).by_time.values())
 
     def longest_idle_first(self) -> Iterator[Program]:
         """Placed programs without a running turn, in the order in which they began to act here."""
-        return iter(self.acting.values())
+        return iter(self.acting.by_time.values())
+
+    def decayed_acting_tokens(self, half_life_seconds: float, now: float) -> float:
+        """Acting tokens, each program's halved for every half-life since its last turn ended. O(1) but once."""
+        decay = self.acting.decays.get(half_life_seconds)
+        if decay is None:
+            decay = self.acting.decays[half_life_seconds] = DecayedTokens(half_life_seconds)
+            for program in self.acting.by_time.values():
+                decay.add(program.size_key[0], program.acting_since)
+        return decay.tokens(now)
 
     def serves(self, model: str | None) -> bool:
         """Whether it can be asked for the model; an unnamed model and unknown models always can."""
         return model is None or self.models is None or model in self.models
 
-    def insert(self, program: Program) -> None:
-        """Count a program that is placed here. With ``discard``, the only change to these totals."""
-        standing = program.standing
-        self.placed[standing].add(program)
-        self.tokens[standing] += program.own_tokens
-        if standing is Standing.ACTING:
-            self.acting[program.id] = program
+    def lose_cache(self) -> None:
+        """Nothing that anybody left here is there any more."""
+        self.cache_life += 1
+        self.residency.forget()
+        self.paused_count = self.paused_tokens = 0
 
-    def discard(self, program: Program) -> None:
-        """Take a program out of the totals, before anything that they depend on changes."""
-        standing = program.standing
-        self.placed[standing].remove(program)
-        self.tokens[standing] -= program.own_tokens
-        if standing is Standing.ACTING:
-            del self.acting[program.id]
+    def charge(self, change_tokens: int) -> None:
+        """The one change to ``accounted_tokens``."""
+        self.accounted_tokens += change_tokens
+        self.changed[self] = None
 
-    def resize(self, program: Program, change_tokens: int) -> None:
-        """Change the own tokens of a program that is placed here."""
-        index = self.placed[program.standing]
-        index.remove(program)
-        program.own_tokens += change_tokens
-        index.add(program)
-        self.tokens[program.standing] += change_tokens
+    def reserve(self, change_tokens: int) -> None:
+        """The one change to ``reserved_tokens``."""
+        self.reserved_tokens += change_tokens
+        self.changed[self] = None
+
+    def file(self, program: Program) -> None:
+        """Count a program that is placed here as its standing and own tokens say now. With ``unfile``, the only
+        change to the groups."""
+        former, group = program.group, self.group(program.standing)
+        if former is group:
+            if program.size_key[0] != program.own_tokens:
+                group.resize(program)
+            return
+        if former is not None:
+            former.remove(program)
+        group.add(program)
+        self.changed[self] = None
+
+    def unfile(self, program: Program) -> None:
+        """No longer count a program here."""
+        assert program.group is not None
+        program.group.remove(program)
+        self.changed[self] = None
 
     def hold_prefix(self, key: PrefixKey, tokens: int, charge: Charge) -> Charge | None:
         """Count a charge among a prefix's holders. Returns the one that held it alone until now, if any."""
-        held = self.prefixes.setdefault(key, HeldPrefix(tokens))
+        held = self.prefixes.get(key)
+        if held is None:
+            held = self.prefixes[key] = HeldPrefix(tokens)
         alone = next(iter(held.holders)) if len(held.holders) == 1 else None
         held.holders[charge] = None
+        if len(held.holders) > 1:
+            self.saved_tokens += held.tokens
         if alone is not None:
             self.shared_tokens += held.tokens
+            self.charge(held.tokens)
         return alone
 
     def drop_prefix(self, key: PrefixKey, charge: Charge) -> Charge | None:
@@ -168,9 +278,11 @@ class Backend:
         if not held.holders:
             del self.prefixes[key]
             return None
+        self.saved_tokens -= held.tokens
         if held.is_shared:
             return None
         self.shared_tokens -= held.tokens
+        self.charge(-held.tokens)
         return next(iter(held.holders))
 
     def __repr__(self) -> str:

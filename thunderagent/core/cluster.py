@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
+from operator import attrgetter
 from weakref import WeakValueDictionary
 
 from attrs import define, field
+from sortedcontainers import SortedKeyList
 
 from thunderagent.core.backend import Backend
+from thunderagent.core.demand import Demand
 from thunderagent.core.ids import BackendId, ProgramId, TurnId
 from thunderagent.core.ledger import Ledger
 from thunderagent.core.program import Program
 from thunderagent.core.queue import Queue, Waiter
+from thunderagent.core.tool_times import ToolTimes
 from thunderagent.core.turn import Serving, Turn
 
 __all__ = ["Cluster"]
@@ -25,17 +30,30 @@ class Cluster:
     backend_by_id: dict[BackendId, Backend] = field(factory=dict)
     program_by_id: dict[ProgramId, Program] = field(factory=dict)
     turn_by_id: dict[TurnId, Turn] = field(factory=dict)
-    idle: dict[ProgramId, Program] = field(factory=dict)
+    idle: OrderedDict[ProgramId, Program] = field(factory=OrderedDict)
     """Programs without turns, the one idle for longest first."""
     paused_by_id: dict[ProgramId, Program] = field(factory=dict)
+    paused_idle: SortedKeyList = field(factory=lambda: SortedKeyList(key=attrgetter("size_key")))
+    """Paused programs without turns, by the tokens that they need."""
     queue: Queue = field(factory=Queue)
     ledger: Ledger = field(factory=Ledger)
+    tool_times: ToolTimes = field(factory=ToolTimes)
+    """How long the tools of all programs took."""
+    available: list[Backend] = field(factory=list)
+    changed: dict[Backend, None] = field(factory=dict)
+    changed_program: Program | None = None
+    """The program that the event at hand is about."""
     _serving: WeakValueDictionary[str | None, Serving] = field(factory=WeakValueDictionary)
 
     @property
     def backends(self) -> Sequence[Backend]:
-        """Backends that take turns now, in the order they were added. O(backends)."""
-        return [backend for backend in self.backend_by_id.values() if backend.is_available]
+        """Backends that take turns now, in the order they were added. O(1)."""
+        return self.available
+
+    @property
+    def changed_backends(self) -> Sequence[Backend]:
+        """Backends whose accounts changed since ``rebalance`` was last called."""
+        return [backend for backend in self.changed if backend.is_available]
 
     @property
     def program_count(self) -> int:
@@ -52,26 +70,39 @@ class Cluster:
         """Paused programs, whether a turn of theirs waits or not."""
         return self.paused_by_id.values()
 
+    def paused_idle_smallest_first(self) -> Iterator[Program]:
+        """Paused programs without a turn, by the tokens that they need."""
+        return iter(self.paused_idle)
+
     def waiting(self) -> Iterator[Waiter]:
-        """Who waits, oldest first; do not admit while iterating: return decisions."""
-        return self.queue.oldest_first()
+        """Who waits, in the order in which they began to; do not admit while iterating: return decisions."""
+        return self.queue.in_order()
 
     def waiting_lines(self) -> Sequence[Sequence[Waiter]]:
-        """Who waits for the policy's word, oldest first: per model one line of programs and one of turns alone."""
-        return self.queue.lines_by_age()
+        """Who waits for the policy's word and has a backend, in the order of its rank."""
+        return self.queue.open_lines()
 
     def line_of(self, turn: Turn) -> Sequence[Waiter]:
-        """Those who wait for the policy's word before a turn that has just arrived."""
-        line: Sequence[Waiter] = self.queue.lines.get((turn.model, turn.waits_alone), ())
+        """Those who wait for the policy's word in the line that a turn which has just arrived would join."""
+        line: Sequence[Waiter] = self.queue.lines.get(self.queue.line_for(turn), ())
         return line
-
-    def waiting_smallest_first(self) -> Iterator[Waiter]:
-        """Who waits, by the tokens that they need."""
-        return self.queue.smallest_first()
 
     def program(self, program: ProgramId) -> Program | None:
         """A program by its id; None for an unknown one."""
         return self.program_by_id.get(program)
+
+    def backend(self, backend: BackendId) -> Backend | None:
+        """A backend that takes turns, by its id; None for any other."""
+        found = self.backend_by_id.get(backend)
+        return found if found is not None and found.is_available else None
+
+    def demand(self, turn: Turn) -> Demand:
+        """What forwarding the turn takes on a backend that is not its program's place, to be read for many."""
+        return self.ledger.demand(turn)
+
+    def demand_of(self, program: Program) -> Demand:
+        """What giving the program its place takes, likewise."""
+        return self.ledger.demand_of(program)
 
     def added_tokens(self, turn: Turn, backend: Backend) -> int:
         """Tokens that forwarding the turn there would add to the account: for a program without a place all that
@@ -80,11 +111,25 @@ class Cluster:
 
     def added_tokens_of(self, program: Program, backend: Backend) -> int:
         """Tokens that giving the program its place there would add to the account."""
-        return self.ledger.added_tokens_of(program, backend)
+        return self.ledger.demand_of(program).added_tokens(backend)
 
     def footprint_tokens(self, program: Program) -> int:
         """Tokens of KV that the program needs resident to go on, shared prefixes in full."""
         return self.ledger.footprint_tokens(program)
+
+    def resident_ratio(self, program: Program) -> float:
+        """The share of what its conversations left that is probably still cached where they left it, 0 to 1.
+
+        0 where all of it lies on backends that were lost since, or nothing was left. O(branches).
+        """
+        kept_tokens, resident_tokens = 0, 0.0
+        for branch in program.branches.values():
+            kept_tokens += branch.kept_tokens
+            backend = branch.history.backend
+            if backend is not None and branch.history.lies_on(backend):
+                ratio = backend.residency.expected_ratio(branch.history.mark_tokens, backend.spare_tokens)
+                resident_tokens += branch.kept_tokens * (1.0 if branch.forwarded else ratio)
+        return resident_tokens / kept_tokens if kept_tokens else 0.0
 
     def fits(self, turn: Turn, backend: Backend, headroom_tokens: int = 0) -> bool:
         """Whether the turn and ``headroom_tokens`` fit into the backend's free tokens.
@@ -103,15 +148,15 @@ class Cluster:
         """The live list of backends for a model, shared by its turns and forgotten with the last of them."""
         serving = self._serving.get(model)
         if serving is None:
-            serving = Serving(model, [backend for backend in self.backends if backend.serves(model)])
+            serving = Serving(model, [backend for backend in self.available if backend.serves(model)])
             self._serving[model] = serving
         return serving
 
     def refresh_serving(self) -> None:
-        """Bring the lists of ``serving`` up to date after a backend changed."""
-        available = self.backends
+        """Bring the lists of ``backends`` and ``serving`` up to date after a backend changed."""
+        self.available = [backend for backend in self.backend_by_id.values() if backend.is_available]
         for serving in list(self._serving.values()):
-            serving.backends = [backend for backend in available if backend.serves(serving.model)]
+            serving.backends = [backend for backend in self.available if backend.serves(serving.model)]
 
     def could_serve(self, model: str | None) -> bool:
         """Whether a backend serves the model at all, healthy or not. True while none is configured: one may come."""

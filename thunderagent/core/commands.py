@@ -16,6 +16,7 @@ __all__ = [
     "Notice",
     "PauseReason",
     "PolicyFailed",
+    "PrefixLost",
     "ProgramAdmitted",
     "ProgramExpired",
     "ProgramForced",
@@ -139,6 +140,17 @@ class ProgramExpired:
 
 
 @frozen
+class PrefixLost:
+    """A turn came back to the backend of the one before it, and most of what that had left was not cached any more:
+    the backend evicted it, and prefilled it anew. ``expected_tokens`` of the former prompt, ``cached_tokens`` found."""
+
+    program: ProgramId | None
+    backend: BackendId
+    expected_tokens: int
+    cached_tokens: int
+
+
+@frozen
 class DecisionRejected:
     """A policy's decision was not legal and changed nothing."""
 
@@ -162,6 +174,7 @@ Notice = (
     | ProgramMoved
     | ProgramForced
     | ProgramExpired
+    | PrefixLost
     | DecisionRejected
     | PolicyFailed
 )

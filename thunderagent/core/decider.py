@@ -6,7 +6,9 @@ turn: without a decision a turn of an admitted program goes to its place, and an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import islice
 
 from attrs import define, field
 
@@ -38,9 +40,13 @@ from thunderagent.core.ids import BackendId
 from thunderagent.core.placement import Placement
 from thunderagent.core.policy import Policy, roomiest
 from thunderagent.core.program import Program, Status
+from thunderagent.core.queue import Waiter
 from thunderagent.core.turn import Turn, TurnStatus
 
-__all__ = ["Decider"]
+__all__ = ["DECISIONS_PER_EVENT", "Decider"]
+
+DECISIONS_PER_EVENT = 256
+"""So many are carried out for one event; the policy is asked for the rest at once, but after other events."""
 
 
 @define(eq=False, repr=False)
@@ -51,10 +57,28 @@ class Decider:
     cluster: Cluster
     placement: Placement
     reservations: Reservations
+    unfinished: Trigger | None = None
+    """Why the policy was asked for decisions of which some were left for the next tick, which is due now."""
     _observes: bool = field(init=False)
+    _budget: int = 0
+    """Turns that may still be let in by the decisions at hand."""
 
     def __attrs_post_init__(self) -> None:
         self._observes = type(self.policy).observe is not Policy.observe
+        if type(self.policy).rank is not Policy.rank:
+            self.cluster.queue.rank = self._rank
+
+    def _rank(self, waiter: Waiter) -> float:
+        """The policy's rank of a waiter; its age where the policy raises or says what is no number."""
+        try:
+            rank = float(self.policy.rank(waiter))
+        except Exception as error:  # a third party's code: its bugs must not cost a request
+            self._policy_failed("rank", error)
+            return waiter.since
+        if not math.isfinite(rank):
+            self._rejected(f"rank -> {rank}", "not a finite number")
+            return waiter.since
+        return rank
 
     # One turn
 
@@ -104,7 +128,7 @@ class Decider:
         """Settle whether the turn goes with its program, or alone beside a place that cannot serve it."""
         program = turn.program
         turn.waits_alone = program is None
-        if program is None or program.place is None or program.place in turn.eligible_backends:
+        if program is None or program.place is None or turn.may_run_on(program.place):
             return
         if program.place.id not in turn.tried or self.placement.runs_at_place(program):
             turn.waits_alone = True
@@ -131,13 +155,13 @@ class Decider:
         """The policy's choice; without a usable one the place. None: it is to be held."""
         try:
             chosen = self.policy.admit(turn, self.cluster)
-        except Exception as error:  # a third party's code: its bugs must not cost a request
+        except Exception as error:  # as above
             self._policy_failed("admit", error)
             return turn.place
         if chosen is None:
             return None
-        backend = next((entry for entry in turn.eligible_backends if entry.id == chosen), None)
-        if backend is None:
+        backend = self.cluster.backend_by_id.get(chosen) if isinstance(chosen, str) else None
+        if backend is None or not turn.may_run_on(backend):
             self._rejected(f"admit -> {chosen!r}", "not an eligible backend of the turn")
             return turn.place
         return backend
@@ -183,11 +207,13 @@ class Decider:
 
     def rebalance(self, trigger: Trigger) -> None:
         """Ask the policy for decisions and carry out the legal ones."""
+        decisions: Sequence[object] = ()
         try:
-            decisions: Sequence[object] = tuple(self.policy.rebalance(self.cluster, trigger))
+            decisions = tuple(islice(self.policy.rebalance(self.cluster, trigger), DECISIONS_PER_EVENT))
         except Exception as error:  # as above
             self._policy_failed("rebalance", error)
-            return
+        self.cluster.changed.clear()
+        self._budget = DECISIONS_PER_EVENT
         for decision in decisions:
             if not isinstance(decision, (Admit, AdmitTurn, Move, Pause, Reconsider, Yield)):
                 self._rejected(repr(decision), "not a decision")
@@ -195,9 +221,13 @@ class Decider:
             reason = self._apply(decision)
             if reason is not None:
                 self._rejected(repr(decision), reason)
+        if len(decisions) == DECISIONS_PER_EVENT or self._budget == 0:
+            self.unfinished = trigger
 
     def serve_urgent(self) -> None:
         """Make and use room for turns that reached the hold limit."""
+        if not self.reservations:
+            return
         for waiter in self.reservations.cancel_stale():
             self.placement.expire(waiter)
         while (ready := self.reservations.ready()) is not None:
@@ -238,7 +268,7 @@ class Decider:
             return "the program has another place: move it"
         if waiter is not None and waiter.is_urgent:
             return "the scheduler makes room for the program"
-        if waiter is not None and backend not in waiter.turn.eligible_backends:
+        if waiter is not None and not waiter.turn.may_run_on(backend):
             return "the backend is not eligible for the program's turn"
         self.placement.admit(program, backend)
         self._forward_held(program)
@@ -248,14 +278,16 @@ class Decider:
         turn = self.cluster.turn_by_id.get(decision.turn)
         if turn is None or turn.status is not TurnStatus.HELD:
             return "the turn is not held"
-        backend = next((entry for entry in turn.eligible_backends if entry.id == decision.backend), None)
-        if backend is None:
+        backend = self.cluster.backend_by_id.get(decision.backend)
+        if backend is None or not turn.may_run_on(backend):
             return "the backend is not eligible for the turn"
         waiter = self.cluster.queue.of(turn)
         if waiter is not None and waiter.is_urgent:
             return "the scheduler makes room for the turn"
         if not turn.waits_alone and turn.place is not backend:
             return "the turn waits for its program's place: admit the program"
+        if not turn.waits_alone and turn.program is not None and turn.program.status is Status.YIELDING:
+            return "the program is yielding"
         self.unhold(turn)
         self.placement.forward(turn, backend)
         return None
@@ -273,19 +305,33 @@ class Decider:
         return None
 
     def _reconsider(self) -> None:
-        """Offer each line to ``admit`` again, oldest first, up to the first that the policy holds again."""
-        for line in self.cluster.queue.lines_by_age():
+        """Offer each line to ``admit`` again, in its order, up to the first that the policy holds again."""
+        for line in self.cluster.queue.open_lines():
             index = 0
-            while index < len(line):
+            while index < len(line) and self._budget:
                 turn = line[index].turn
                 choice = self._choose(turn)
                 if isinstance(choice, Backend):
+                    self._budget -= 1
                     self.unhold(turn)
                     self._send(turn, choice)
                 elif choice is HoldReason.POLICY:
                     break
                 else:
                     index += 1
+
+    def offer_unasked(self) -> None:
+        """Ask the policy about turns that were held for want of a backend, now that one is there."""
+        self._budget = DECISIONS_PER_EVENT
+        for line in self.cluster.queue.open_lines():
+            while line and line[0].turn.hold_reason is HoldReason.NO_BACKEND:
+                if not self._budget:
+                    self.unfinished = Trigger.BACKENDS_CHANGED
+                    return
+                self._budget -= 1
+                turn = line[0].turn
+                self.unhold(turn)
+                self.place(turn)
 
     # Telling
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from attrs import define
 
 from thunderagent.core.usage import Usage
+
+if TYPE_CHECKING:
+    from thunderagent.core.backend import Backend
 
 __all__ = ["History", "Ratio", "is_credible"]
 
@@ -55,16 +60,39 @@ class Ratio:
 
 @define(eq=False)
 class History:
-    """What the last finished turn of a branch said: exact tokens for the bytes that it had."""
+    """What the last finished turn of a branch said: exact tokens for the bytes that it had, and where they lie."""
 
     body_bytes: int = 0
     prompt_tokens: int = 0
+    backend: Backend | None = None
+    """Where that turn ran; None before the first."""
+    cache_life: int = 0
+    """Which life of that backend's cache it was."""
+    mark_tokens: int = 0
+    """Reading of the backend's turnover when it ended."""
 
     def learn(self, body_bytes: int, usage: Usage) -> None:
         """Remember a finished turn's exact size."""
         if usage.prompt_tokens > 0 and body_bytes > 0:
             self.body_bytes = body_bytes
             self.prompt_tokens = usage.prompt_tokens
+
+    def lies_on(self, backend: Backend) -> bool:
+        """Whether the last finished turn ran on the backend, and in the same life of its cache."""
+        return self.backend is backend and self.cache_life == backend.cache_life
+
+    def leave(self, backend: Backend) -> None:
+        """A turn ended on the backend, which has its tokens in the cache now."""
+        self.backend, self.cache_life = backend, backend.cache_life
+        self.mark_tokens = backend.residency.turnover_tokens
+
+    def cached_tokens(self, backend: Backend, body_bytes: int) -> int:
+        """Tokens of a body that the backend's cache would have if nothing was evicted; 0 where it never had them.
+
+        Its last prompt: an answer may be told to the model in other tokens than it came in. A body that is
+        shorter than the last one was rewritten (compaction), and says nothing.
+        """
+        return self.prompt_tokens if body_bytes >= self.body_bytes and self.lies_on(backend) else 0
 
     def prompt_tokens_of(self, body_bytes: int, ratio: Ratio) -> int:
         """Tokens of a new body: what was there before exactly, and the new bytes by this branch's own ratio.

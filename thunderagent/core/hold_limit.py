@@ -40,8 +40,9 @@ class _Reservation:
         return next((turn for turn in turns if self.backend in turn.eligible_backends), None)
 
     def resize(self, tokens: int) -> None:
-        self.backend.reserved_tokens += tokens - self.tokens
-        self.tokens = tokens
+        if tokens != self.tokens:
+            self.backend.reserve(tokens - self.tokens)
+            self.tokens = tokens
 
 
 @define(eq=False, repr=False)
@@ -142,5 +143,5 @@ class Reservations:
     @staticmethod
     def _served_for_longest(backend: Backend) -> Program | None:
         """O(programs placed there); a program is displaced once per time that the hold limit was reached."""
-        candidates = [*backend.placed[Standing.REASONING], *backend.placed[Standing.ACTING]]
+        candidates = [*backend.longest_first(Standing.REASONING), *backend.longest_first(Standing.ACTING)]
         return max(candidates, key=lambda program: (program.service_seconds, -program.sequence), default=None)

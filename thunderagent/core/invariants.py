@@ -6,12 +6,13 @@ O(all programs and turns): after every test, and on demand in the daemon.
 from __future__ import annotations
 
 from collections import Counter
+from math import isclose
 
 from thunderagent.core.backend import Backend
 from thunderagent.core.cluster import Cluster
-from thunderagent.core.commands import HoldReason
 from thunderagent.core.ids import PrefixKey
 from thunderagent.core.program import Branch, Program, Standing, Status
+from thunderagent.core.queue import LineKey
 from thunderagent.core.turn import TurnStatus
 
 __all__ = ["InvariantViolated", "check", "violations"]
@@ -92,6 +93,9 @@ def _check_programs(cluster: Cluster, found: list[str]) -> None:
         _expect(found, f"{name}: among the idle", program.id in cluster.idle, program.is_idle)
         is_paused = program.status is Status.PAUSED
         _expect(found, f"{name}: among the paused", program.id in cluster.paused_by_id, is_paused)
+        kept_tokens = sum(branch.kept_tokens for branch in program.branches.values())
+        _expect(found, f"{name}: total tokens", program.total_tokens, kept_tokens)
+        _expect(found, f"{name}: its group", program.group is not None, program.place is not None)
         if program.status is Status.RELEASED:
             found.append(f"{name} is still known")
         if program.place is not None:
@@ -101,6 +105,12 @@ def _check_programs(cluster: Cluster, found: list[str]) -> None:
         if program.status is Status.YIELDING:
             runs = any(turn.backend is program.place for turn in program.forwarded.values())
             _expect(found, f"{name}: has a running turn", runs, True)
+    paused_idle = {program.id for program in cluster.paused_by_id.values() if program.is_idle}
+    _expect(found, "paused and idle programs", {program.id for program in cluster.paused_idle}, paused_idle)
+    keys = [(program.kept_tokens, program.sequence) for program in cluster.paused_idle]
+    _expect(found, "paused and idle programs sorted", keys, sorted(keys))
+    idle_times = [program.idle_since for program in cluster.idle.values()]
+    _expect(found, "idle programs by time", idle_times, sorted(idle_times))
     _expect(found, "idle programs known", set(cluster.idle) <= set(cluster.program_by_id), True)
     _expect(found, "paused programs known", set(cluster.paused_by_id) <= set(cluster.program_by_id), True)
 
@@ -109,18 +119,32 @@ def _check_queue(cluster: Cluster, found: list[str]) -> None:
     queue = cluster.queue
     held = [turn for turn in cluster.turn_by_id.values() if turn.status is TurnStatus.HELD]
     _expect(found, "held turns", queue.turn_count, len(held))
-    lines: dict[tuple[str | None, bool], set[int]] = {}
+    lines: dict[LineKey, set[int]] = {}
     for waiter in queue.waiters.values():
-        turn = waiter.turn
-        if turn.hold_reason is HoldReason.POLICY and not waiter.is_urgent:
-            lines.setdefault((turn.model, turn.waits_alone), set()).add(id(waiter))
-    have = {kind: {id(waiter) for waiter in line} for kind, line in queue.lines.items()}
+        _expect(found, f"{waiter} has turns", bool(waiter.turns), True)
+        turn = next((turn for turn in waiter.turns.values() if turn.asks), next(iter(waiter.turns.values())))
+        _expect(found, f"first turn of {waiter}", waiter.turn, turn)
+        key = queue.line_for(turn) if turn.asks and not waiter.is_urgent else None
+        _expect(found, f"line of {waiter}", waiter.line, key)
+        if key is not None:
+            lines.setdefault(key, set()).add(id(waiter))
+        need_tokens = turn.need_tokens if waiter.program is None else _need_tokens(waiter.program)
+        _expect(found, f"need of {waiter}", waiter.need_tokens, need_tokens)
+    have = {key: {id(waiter) for waiter in line} for key, line in queue.lines.items()}
     _expect(found, "lines of the queue", have, lines)
-    for name, index in (("age", queue.by_age), ("need", queue.by_need)):
-        _expect(found, f"queue by {name}", {id(w) for w in index}, {id(w) for w in queue.waiters.values()})
-        keys = [index.key(waiter) for waiter in index]
-        _expect(found, f"queue by {name} sorted", keys, sorted(keys))
-    _expect(found, "waiters with turns", all(waiter.turns for waiter in queue.waiters.values()), True)
+    for line in queue.lines.values():
+        keys = [waiter.order for waiter in line]
+        _expect(found, "line sorted", keys, sorted(keys))
+    beside = {turn.id for turn in held if turn.waits_alone and turn.program is not None}
+    _expect(found, "turns beside their program's place", set(queue.beside), beside)
+
+
+def _need_tokens(program: Program) -> int:
+    need = {branch: branch.kept_tokens for branch in program.branches.values()}
+    for turn in (*program.held.values(), *program.forwarded.values()):
+        if not turn.waits_alone:
+            need[turn.branch] = max(need.get(turn.branch, 0), turn.need_tokens)
+    return sum(need.values())
 
 
 def _check_backend(cluster: Cluster, backend: Backend, branches: list[Branch], found: list[str]) -> None:
@@ -146,8 +170,12 @@ def _check_backend(cluster: Cluster, backend: Backend, branches: list[Branch], f
     _expect(found, f"prefixes on {backend.id}", have, dict(holders))
     shared_tokens = _prefix_tokens(cluster, tuple(key for key, count in holders.items() if count > 1))
     _expect(found, f"shared tokens on {backend.id}", backend.shared_tokens, shared_tokens)
+    saved_tokens = sum(_prefix_tokens(cluster, (key,)) * (count - 1) for key, count in holders.items())
+    _expect(found, f"saved tokens on {backend.id}", backend.saved_tokens, saved_tokens)
+    accounted_tokens = shared_tokens + guest_tokens + sum(own_tokens.values())
+    _expect(found, f"accounted tokens on {backend.id}", backend.accounted_tokens, accounted_tokens)
     placed = [program for program in cluster.program_by_id.values() if program.place is backend]
-    _check_placed(backend, placed, own_tokens, found)
+    _check_placed(cluster, backend, placed, own_tokens, found)
     running = {turn.id for turn in cluster.turn_by_id.values() if turn.backend is backend}
     _expect(found, f"turns on {backend.id}", set(backend.forwarded), running)
     reserved = [waiter for waiter in cluster.queue.waiters.values() if waiter.is_urgent]
@@ -155,20 +183,32 @@ def _check_backend(cluster: Cluster, backend: Backend, branches: list[Branch], f
         _expect(found, f"reserved tokens on {backend.id} with no urgent turn", backend.reserved_tokens, 0)
 
 
-def _check_placed(backend: Backend, placed: list[Program], own_tokens: Counter[str], found: list[str]) -> None:
+def _check_placed(
+    cluster: Cluster, backend: Backend, placed: list[Program], own_tokens: Counter[str], found: list[str]) -> None:
     for program in placed:
         _expect(found, f"own tokens of {program.id!r}", program.own_tokens, own_tokens[program.id])
     for standing in Standing:
         members = [program for program in placed if program.standing is standing]
-        index = backend.placed[standing]
+        group = backend.group(standing)
         name = f"{standing.value} programs on {backend.id}"
-        _expect(found, name, {program.id for program in index}, {program.id for program in members})
-        keys = [index.key(program) for program in index]
+        _expect(found, name, {program.id for program in group.by_size}, {program.id for program in members})
+        _expect(found, f"{name} by time", set(group.by_time), {program.id for program in members})
+        keys = [(program.own_tokens, program.sequence) for program in group.by_size]
         _expect(found, f"{name} sorted", keys, sorted(keys))
         total = sum(program.own_tokens for program in members)
-        _expect(found, f"{standing.value} tokens on {backend.id}", backend.tokens[standing], total)
-    acting = {program.id for program in placed if program.standing is Standing.ACTING}
-    _expect(found, f"acting order on {backend.id}", set(backend.acting), acting)
+        _expect(found, f"{standing.value} tokens on {backend.id}", group.tokens, total)
+    paused = [program for program in cluster.paused_by_id.values() if program.origin == backend.id]
+    have_paused = (backend.paused_count, backend.paused_tokens)
+    recounted_paused = (len(paused), sum(program.kept_tokens for program in paused))
+    _expect(found, f"paused programs of {backend.id}", have_paused, recounted_paused)
+    for half_life_seconds, decay in backend.acting.decays.items():
+        recounted = sum(
+            program.own_tokens * 2.0 ** -((cluster.now - program.acting_since) / half_life_seconds)
+            for program in placed
+            if program.standing is Standing.ACTING
+        )
+        if not isclose(decay.tokens(cluster.now), recounted, rel_tol=1e-6, abs_tol=1e-3):
+            found.append(f"decayed tokens on {backend.id} are {decay.tokens(cluster.now)}, not {recounted}")
 
 
 def _recount(branch: Branch, backend: Backend) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from attrs import define, field
 
 from thunderagent.core.backend import Backend, Charge
+from thunderagent.core.demand import Demand
 from thunderagent.core.estimate import Ratio
 from thunderagent.core.events import Prefix
 from thunderagent.core.ids import PrefixKey
@@ -44,6 +45,7 @@ class Ledger:
             if known is None:
                 known = self.prefixes[prefix.key] = _KnownPrefix(self.ratio.tokens(prefix.size_bytes))
             known.branches += 1
+            branch.prefix_tokens += known.tokens
         branch.prefixes = tuple(prefix.key for prefix in prefixes)
 
     def forget_branch(self, branch: Branch) -> None:
@@ -53,38 +55,45 @@ class Ledger:
             known.branches -= 1
             if known.branches == 0:
                 del self.prefixes[key]
-        branch.prefixes = ()
+        branch.prefixes, branch.prefix_tokens = (), 0
 
     def start(self, turn: Turn, backend: Backend, now: float) -> None:
         """A turn is forwarded: it and its program reason from now on."""
         turn.status, turn.backend, turn.forwarded_at = TurnStatus.FORWARDED, backend, now
+        program, history = turn.program, turn.branch.history
+        turn.expected_tokens = history.cached_tokens(backend, turn.body_bytes)
+        if turn.expected_tokens:
+            turn.age_tokens = backend.residency.age_tokens(history.mark_tokens)
         turn.branch.forwarded[turn.id] = backend.forwarded[turn.id] = turn
-        program = turn.program
-        if program is not None:
-            if program.place is not None:
-                program.place.discard(program)
-            program.forwarded[turn.id] = turn
-            if program.place is not None:
-                program.place.insert(program)
+        if program is None:
+            self.settle(turn.branch, backend)
+            return
+        program.forwarded[turn.id] = turn
         self.settle(turn.branch, backend)
+        if program.place is not None:
+            program.place.file(program)
 
     def stop(self, turn: Turn, status: TurnStatus, now: float) -> Backend:
         """A forwarded turn ended or failed before its first byte; returns where it ran."""
         backend, program = turn.backend, turn.program
         assert backend is not None
         assert turn.forwarded_at is not None
-        if program is not None:
-            if program.place is not None:
-                program.place.discard(program)
-            del program.forwarded[turn.id]
-            if program.place is not None:
-                program.place.insert(program)
-            if program.place is backend:
-                program.service_seconds += now - turn.forwarded_at
+        seconds = now - turn.forwarded_at
         del turn.branch.forwarded[turn.id]
         del backend.forwarded[turn.id]
         turn.status, turn.backend, turn.forwarded_at = status, None, None
+        if program is None:
+            self.settle(turn.branch, backend)
+            return backend
+        del program.forwarded[turn.id]
+        if not program.forwarded:
+            program.acting_since = now
         self.settle(turn.branch, backend)
+        if program.place is not None:
+            program.place.file(program)
+            if program.place is backend:
+                program.service_seconds += seconds
+                program.turns_served += status is TurnStatus.FINISHED
         return backend
 
     def place(self, program: Program, backend: Backend) -> None:
@@ -95,15 +104,15 @@ class Ledger:
                 backend.guest_tokens -= charge.own_tokens
                 program.own_tokens += charge.own_tokens
         program.place = backend
-        backend.insert(program)
         for branch in program.branches.values():
             self.settle(branch, backend)
+        backend.file(program)
 
     def unplace(self, program: Program) -> Backend:
         """Take the program's place away; turns that run there go on as guests. Returns the former place."""
         backend = program.place
         assert backend is not None
-        backend.discard(program)
+        backend.unfile(program)
         program.place = None
         backend.guest_tokens += program.own_tokens
         program.own_tokens = 0
@@ -112,27 +121,38 @@ class Ledger:
         return backend
 
     def settle(self, branch: Branch, backend: Backend) -> None:
-        """Make the branch's charge on the backend what the rule says now."""
+        """Make the branch's charge on the backend what the rule says now. The program is filed by the caller."""
         program = branch.program
-        home = program is not None and program.place is backend
-        wanted_tokens = self._wanted_tokens(branch, backend, home)
+        wanted_tokens = _wanted_tokens(branch, backend, program is not None and program.place is backend)
         charge = branch.charges.get(backend)
         if charge is None:
             if wanted_tokens == 0:
                 return
             charge = branch.charges[backend] = Charge(branch)
-        bare_tokens, prefixes = self._split(branch, wanted_tokens)
-        taken = [key for key in prefixes if key not in charge.prefixes]
-        dropped = [key for key in charge.prefixes if key not in prefixes]
-        changed: list[Charge | None] = [charge]
-        changed += [backend.hold_prefix(key, self.prefixes[key].tokens, charge) for key in taken]
-        changed += [backend.drop_prefix(key, charge) for key in dropped]
-        charge.bare_tokens, charge.prefixes = bare_tokens, prefixes
-        for entry in changed:
-            if entry is not None:
-                self._settle_own(entry, backend)
+        if charge.prefixes is branch.prefixes and wanted_tokens > branch.prefix_tokens:
+            charge.bare_tokens = wanted_tokens - branch.prefix_tokens
+            self._settle_own(charge, backend)
+        else:
+            self._settle_prefixes(charge, wanted_tokens, backend)
         if wanted_tokens == 0:
             del branch.charges[backend]
+
+    def _settle_prefixes(self, charge: Charge, wanted_tokens: int, backend: Backend) -> None:
+        """The charge grows over, or shrinks below, the end of a prefix that others may share."""
+        bare_tokens, prefixes = self.split(charge.branch, wanted_tokens)
+        taken = [key for key in prefixes if key not in charge.prefixes]
+        dropped = [key for key in charge.prefixes if key not in prefixes]
+        others: list[Charge | None] = []
+        others += [backend.hold_prefix(key, self.prefixes[key].tokens, charge) for key in taken]
+        others += [backend.drop_prefix(key, charge) for key in dropped]
+        charge.bare_tokens, charge.prefixes = bare_tokens, prefixes
+        self._settle_own(charge, backend)
+        for other in others:
+            if other is not None and other is not charge:
+                self._settle_own(other, backend)
+                program = other.branch.program
+                if program is not None and program.place is backend and program is not charge.branch.program:
+                    backend.file(program)
 
     @staticmethod
     def _settle_own(charge: Charge, backend: Backend) -> None:
@@ -148,24 +168,52 @@ class Ledger:
         charge.own_tokens = own_tokens
         program = charge.branch.program
         if program is not None and program.place is backend:
-            backend.resize(program, change_tokens)
+            program.own_tokens += change_tokens
         else:
             backend.guest_tokens += change_tokens
+        backend.charge(change_tokens)
 
     def added_tokens(self, turn: Turn, backend: Backend) -> int:
         """Tokens that forwarding the turn there, with its program placed there, would add to the account.
 
         O(branches of the program).
         """
-        program, branch = turn.program, turn.branch
+        program = turn.program
         is_home = program is not None and program.place is backend
         if program is None or turn.waits_alone or is_home:
-            return self._brought_tokens({branch: self._wanted_tokens(branch, backend, is_home, turn)}, backend)
-        return self._brought_tokens(program.need_by_branch(turn), backend)
+            wanted_tokens = _wanted_tokens(turn.branch, backend, is_home, turn)
+            return self._demand({turn.branch: wanted_tokens}).added_tokens(backend)
+        return self.demand(turn).added_tokens(backend)
 
-    def added_tokens_of(self, program: Program, backend: Backend) -> int:
-        """Tokens that placing the program there would add to the account."""
-        return self._brought_tokens(program.need_by_branch(), backend)
+    def demand(self, turn: Turn) -> Demand:
+        """What the turn takes on a backend that is not its program's place: all that the program needs, or what
+        it needs itself where it waits alone. O(branches of the program)."""
+        program, branch = turn.program, turn.branch
+        if program is None or turn.waits_alone:
+            running_tokens = sum(other.output_tokens for other in branch.forwarded.values())
+            return self._demand({branch: turn.need_tokens + running_tokens})
+        if len(program.branches) == 1:
+            bare_tokens, keys = self.split(branch, max(branch.need_tokens, turn.need_tokens))
+            sizes = tuple((key, self.prefixes[key].tokens) for key in keys)
+            return Demand(bare_tokens, sizes, (branch,) if branch.charges else ())
+        need = {entry: entry.need_tokens for entry in program.branches.values()}
+        need[branch] = max(need.get(branch, 0), turn.need_tokens)
+        return self._demand(need)
+
+    def demand_of(self, program: Program) -> Demand:
+        """What the program takes on a backend that is not its place."""
+        return self._demand({branch: branch.need_tokens for branch in program.branches.values()})
+
+    def _demand(self, wanted: dict[Branch, int]) -> Demand:
+        bare_tokens = 0
+        sizes: dict[PrefixKey, int] = {}
+        for branch, wanted_tokens in wanted.items():
+            branch_tokens, prefixes = self.split(branch, wanted_tokens)
+            bare_tokens += branch_tokens
+            for key in prefixes:
+                sizes[key] = self.prefixes[key].tokens
+        charged = tuple(branch for branch in wanted if branch.charges)
+        return Demand(bare_tokens, tuple(sizes.items()), charged)
 
     def footprint_tokens(self, program: Program) -> int:
         """What the program would take alone on a backend: its own tokens, and in full those that it shares."""
@@ -178,31 +226,10 @@ class Ledger:
         keys = {key for charge in charges for key in charge.prefixes}
         return sum(charge.bare_tokens for charge in charges) + sum(self.prefixes[key].tokens for key in keys)
 
-    def _brought_tokens(self, wanted: dict[Branch, int], backend: Backend) -> int:
-        """What charging these branches so much there would add: not what they are charged there already, nor the
-        prefixes that are there or that two of them bring."""
-        bare_tokens = 0
-        keys: set[PrefixKey] = set()
-        for branch, wanted_tokens in wanted.items():
-            wanted_bare_tokens, prefixes = self._split(branch, wanted_tokens)
-            charge = branch.charges.get(backend)
-            bare_tokens += wanted_bare_tokens - (0 if charge is None else charge.bare_tokens)
-            keys.update(key for key in prefixes if key not in backend.prefixes)
-        return max(0, bare_tokens + sum(self.prefixes[key].tokens for key in keys))
-
-    @staticmethod
-    def _wanted_tokens(branch: Branch, backend: Backend, home: bool, joining: Turn | None = None) -> int:
-        prompt_tokens = 0 if joining is None else joining.prompt_tokens
-        output_tokens = 0 if joining is None else joining.output_tokens
-        for turn in branch.forwarded.values():
-            if turn.backend is backend:
-                prompt_tokens = max(prompt_tokens, turn.prompt_tokens)
-                output_tokens += turn.output_tokens
-        running_tokens = prompt_tokens + output_tokens
-        return max(running_tokens, branch.kept_tokens) if home else running_tokens
-
-    def _split(self, branch: Branch, wanted_tokens: int) -> tuple[int, tuple[PrefixKey, ...]]:
+    def split(self, branch: Branch, wanted_tokens: int) -> tuple[int, tuple[PrefixKey, ...]]:
         """Bare tokens, and the prefixes from the start that fit into what is wanted."""
+        if wanted_tokens >= branch.prefix_tokens:
+            return wanted_tokens - branch.prefix_tokens, branch.prefixes
         bare_tokens = wanted_tokens
         prefixes: list[PrefixKey] = []
         for key in branch.prefixes:
@@ -212,3 +239,15 @@ class Ledger:
             bare_tokens -= tokens
             prefixes.append(key)
         return bare_tokens, tuple(prefixes)
+
+
+def _wanted_tokens(branch: Branch, backend: Backend, home: bool, joining: Turn | None = None) -> int:
+    """The rule at the top of this file; ``joining`` counts as if it ran there."""
+    prompt_tokens = 0 if joining is None else joining.prompt_tokens
+    output_tokens = 0 if joining is None else joining.output_tokens
+    for turn in branch.forwarded.values():
+        if turn.backend is backend:
+            prompt_tokens = max(prompt_tokens, turn.prompt_tokens)
+            output_tokens += turn.output_tokens
+    running_tokens = prompt_tokens + output_tokens
+    return max(running_tokens, branch.kept_tokens) if home else running_tokens

@@ -5,9 +5,8 @@ Nothing here decides. A verb changes the cluster, and appends the commands and n
 
 from __future__ import annotations
 
-import heapq
-
 from attrs import define, field
+from sortedcontainers import SortedList
 
 from thunderagent.core.backend import Backend
 from thunderagent.core.cluster import Cluster
@@ -40,8 +39,11 @@ class Placement:
 
     cluster: Cluster
     settings: SchedulerSettings
+    on_hold_limit: OnHoldLimit
+    """The operator's choice, or the policy's where there is none."""
     commands: list[Command] = field(factory=list)
-    _deadlines: list[tuple[float, TurnId]] = field(factory=list)
+    _deadlines: SortedList = field(factory=SortedList)
+    """``Turn.due`` of every held turn that has one."""
 
     # Turns
 
@@ -59,34 +61,40 @@ class Placement:
         is_first, turn.hold_reason = turn.hold_reason is None, reason
         if program is not None:
             program.held[turn.id] = turn
+            if not turn.waits_alone:
+                turn.branch.hold(turn)
             self.note_activity(program)
         cluster.queue.add(turn, since)
         if self.settings.max_hold_seconds > 0:
             # A turn is refused for its own wait only: its program's former ones would have every retry refused.
-            refuses = self.settings.on_hold_limit is OnHoldLimit.REFUSE
+            refuses = self.on_hold_limit is OnHoldLimit.REFUSE
             limit_since = turn.waiting_since if refuses else since
             turn.deadline_at = limit_since + self.settings.max_hold_seconds
-            self._schedule(turn.deadline_at, turn)
+            self._schedule(turn)
         if is_first:
             self.commands.append(TurnHeld(turn.id, turn.program_id, reason, turn.deadline_at))
 
     def retry_later(self, turn: Turn) -> None:
         """Have a held turn offered again after a while to the backends that it has tried."""
         turn.retry_at = self.cluster.now + self.settings.retry_seconds
-        self._schedule(turn.retry_at, turn)
+        self._schedule(turn)
 
     def expire(self, waiter: Waiter) -> None:
         """Have the hold limit of a waiter's turns looked at again, at the next tick, which is due now."""
         for turn in waiter.turns.values():
             turn.deadline_at = self.cluster.now
-            self._schedule(turn.deadline_at, turn)
+            self._schedule(turn)
 
     def unhold(self, turn: Turn) -> None:
         """Take the turn out of the queue, to be forwarded, placed afresh or forgotten."""
+        program = turn.program
+        if program is not None:
+            del program.held[turn.id]
+            if not turn.waits_alone:
+                turn.branch.unhold(turn)
         self.cluster.queue.remove(turn)
         turn.deadline_at = turn.retry_at = None
-        if turn.program is not None:
-            del turn.program.held[turn.id]
+        self._schedule(turn)
 
     def forward(self, turn: Turn, backend: Backend) -> None:
         """Send the turn, which is not in the queue, to the backend."""
@@ -94,7 +102,9 @@ class Placement:
         self.cluster.ledger.start(turn, backend, self.cluster.now)
         program = turn.program
         if program is not None:
-            if program.place is backend and not program.held:
+            if program.held:
+                self.cluster.queue.refresh(program)
+            elif program.place is backend:
                 program.waiting_since = None
             self.note_activity(program)
         self.commands.append(Forward(turn.id, backend.id))
@@ -122,26 +132,27 @@ class Placement:
         cluster, former = self.cluster, program.place
         if former is backend:
             if program.status is Status.YIELDING:
-                backend.discard(program)
                 program.become(Status.ADMITTED)
-                backend.insert(program)
+                backend.file(program)
             return
         if former is not None:
             cluster.ledger.unplace(program)
             if program.status is Status.YIELDING:
                 program.become(Status.ADMITTED)
             cluster.ledger.place(program, backend)
-            program.origin = backend.id
+            cluster.queue.refresh(program)
+            program.last_place = (backend, backend.cache_life)
             self.commands.append(ProgramMoved(program.id, former.id, backend.id))
             return
         resumed, origin = program.status is Status.PAUSED, program.origin
+        self._forget_pause(program)
         program.become(Status.ADMITTED)
-        cluster.paused_by_id.pop(program.id, None)
         cluster.ledger.place(program, backend)
+        cluster.queue.refresh(program)
         since = program.waiting_since
         waited_seconds = 0.0 if since is None else cluster.now - since
-        program.waiting_since, program.origin = None, backend.id
-        program.admitted_at, program.service_seconds = cluster.now, 0.0
+        program.waiting_since, program.last_place = None, (backend, backend.cache_life)
+        program.admitted_at, program.service_seconds, program.turns_served = cluster.now, 0.0, 0
         self.commands.append(ProgramAdmitted(program.id, backend.id, waited_seconds, resumed))
         if origin is not None and origin != backend.id:
             self.commands.append(ProgramMoved(program.id, origin, backend.id))
@@ -150,8 +161,12 @@ class Placement:
         """Take the program's place away. Its running turns finish as guests; its held turns go on waiting."""
         backend = self.cluster.ledger.unplace(program)
         program.become(Status.PAUSED)
-        program.origin = None if reason is PauseReason.BACKEND_LOST else backend.id
+        if reason is PauseReason.BACKEND_LOST:
+            program.last_place = None
         self.cluster.paused_by_id[program.id] = program
+        self._count_paused(program, 1)
+        if program.id in self.cluster.idle:
+            self._note_paused_idle(program)
         if program.held and program.waiting_since is None:
             program.waiting_since = self.cluster.now
         for turn in program.held.values():
@@ -167,10 +182,13 @@ class Placement:
         if not self.runs_at_place(program):
             self.pause(program, reason)
         elif program.status is not Status.YIELDING:
-            backend.discard(program)
             program.become(Status.YIELDING)
             program.yield_reason = reason
-            backend.insert(program)
+            backend.file(program)
+            for turn in program.held.values():
+                if turn.hold_reason is HoldReason.POLICY and not turn.waits_alone:
+                    turn.hold_reason = HoldReason.YIELDING
+            self.cluster.queue.refresh(program)
             self.commands.append(ProgramYielding(program.id, backend.id))
 
     @staticmethod
@@ -183,8 +201,8 @@ class Placement:
         cluster = self.cluster
         if program.place is not None:
             cluster.ledger.unplace(program)
+        self._forget_pause(program)
         program.become(Status.RELEASED)
-        cluster.paused_by_id.pop(program.id, None)
         cluster.idle.pop(program.id, None)
         del cluster.program_by_id[program.id]
         for branch in program.branches.values():
@@ -196,8 +214,9 @@ class Placement:
         """The conversation that an arriving turn continues or begins; ``prefixes`` count where it begins one."""
         branch = None
         if program is not None:
-            self._forget_old_branches(program, branch_id)
             branch = program.branches.get(branch_id)
+            if len(program.branches) > (branch is not None):
+                self._forget_old_branches(program, branch_id)
         if branch is None:
             branch = Branch(branch_id, program)
             self.cluster.ledger.name_prefixes(branch, prefixes)
@@ -210,8 +229,6 @@ class Placement:
         """A conversation that ended inside a program (a sub-agent's, one from before a compaction) must not
         count for ever; its end is not announced, so age and number bound it."""
         others = [entry for entry in program.branches.values() if entry.id != arriving]
-        if not others:
-            return
         settings, busy = self.settings, {turn.branch.id for turn in program.held.values()}
         idle = [entry for entry in others if not entry.forwarded and entry.id not in busy]
         idle.sort(key=lambda branch: branch.used_at)
@@ -223,43 +240,94 @@ class Placement:
 
     def forget_branch(self, program: Program, branch: Branch) -> None:
         """Forget a conversation that has neither running nor held turns."""
-        branch.kept_tokens = 0
+        self.keep(branch, 0)
         if program.place is not None:
             self.cluster.ledger.settle(branch, program.place)
+            program.place.file(program)
         self.cluster.ledger.forget_branch(branch)
         del program.branches[branch.id]
+        self.cluster.queue.refresh(program)
 
     def note_activity(self, program: Program) -> None:
         """Keep the order of idle programs: at the end when it has just become idle, out while it is not."""
-        idle = self.cluster.idle
         if not program.is_idle:
-            idle.pop(program.id, None)
-        elif program.id not in idle:
+            self.leave_idle(program)
+        elif program.id not in self.cluster.idle:
             program.idle_since = self.cluster.now
-            idle[program.id] = program
+            self.cluster.idle[program.id] = program
+            if program.status is Status.PAUSED:
+                self._note_paused_idle(program)
+
+    def leave_idle(self, program: Program) -> bool:
+        """Strike a program off the list of the idle; whether it was on it."""
+        if self.cluster.idle.pop(program.id, None) is None:
+            return False
+        if program.status is Status.PAUSED:
+            self.cluster.paused_idle.remove(program)
+        return True
+
+    def _note_paused_idle(self, program: Program) -> None:
+        program.size_key = (program.kept_tokens, program.sequence)
+        self.cluster.paused_idle.add(program)
+
+    def _forget_pause(self, program: Program) -> None:
+        """Strike a program off the lists of the paused, if it is on them."""
+        if self.cluster.paused_by_id.pop(program.id, None) is None:
+            return
+        self._count_paused(program, -1)
+        if program.id in self.cluster.idle:
+            self.cluster.paused_idle.remove(program)
+
+    @staticmethod
+    def _count_paused(program: Program, count: int) -> None:
+        """Count a paused program where its prefix may lie."""
+        if program.last_place is not None and program.origin is not None:
+            backend = program.last_place[0]
+            backend.paused_count += count
+            backend.paused_tokens += count * program.total_tokens
+
+    def keep(self, branch: Branch, tokens: int) -> None:
+        """Write down what the last finished turn of a conversation left; its charges are settled by the caller."""
+        program, change_tokens = branch.program, tokens - branch.kept_tokens
+        branch.kept_tokens = tokens
+        assert program is not None
+        if program.status is Status.PAUSED:
+            self._count_paused(program, -1)
+        program.total_tokens += change_tokens
+        if program.status is Status.PAUSED:
+            self._count_paused(program, 1)
 
     # Deadlines
 
     def next_deadline(self) -> float | None:
-        """When the next held turn is due; None if none is."""
-        deadlines = self._deadlines
-        while deadlines and not self._is_live(*deadlines[0]):
-            heapq.heappop(deadlines)
-        return deadlines[0][0] if deadlines else None
+        """When the next held turn is due; None if none is. O(1)."""
+        return self._deadlines[0][0] if self._deadlines else None
 
-    def pop_due(self) -> Turn | None:
-        """The next held turn that is due now, if any."""
+    def next_due(self) -> Turn | None:
+        """A held turn that is due now, if any; what is done about it must move its deadline."""
         due_at = self.next_deadline()
         if due_at is None or due_at > self.cluster.now:
             return None
-        return self.cluster.turn_by_id[heapq.heappop(self._deadlines)[1]]
+        return self.cluster.turn_by_id[self._deadlines[0][1]]
 
-    def _schedule(self, due_at: float, turn: Turn) -> None:
-        """Note a deadline; turns that are placed afresh again and again must not pile their former ones up."""
-        heapq.heappush(self._deadlines, (due_at, turn.id))
-        if len(self._deadlines) > 4 * len(self.cluster.turn_by_id) + 64:
-            self._deadlines = sorted({entry for entry in self._deadlines if self._is_live(*entry)})
+    def settle_due(self, turn: Turn) -> bool:
+        """Take the deadlines of a turn that are due off; whether it is to be tried again, rather than too old."""
+        now = self.cluster.now
+        is_retry = turn.retry_at is not None and turn.retry_at <= now
+        if is_retry:
+            turn.retry_at = None
+        else:
+            turn.deadline_at = None
+        self._schedule(turn)
+        return is_retry
 
-    def _is_live(self, due_at: float, turn_id: TurnId) -> bool:
-        turn = self.cluster.turn_by_id.get(turn_id)
-        return turn is not None and due_at in (turn.deadline_at, turn.retry_at)
+    def _schedule(self, turn: Turn) -> None:
+        """Keep the turn's one entry among the deadlines up to date. O(log held turns)."""
+        times = [at for at in (turn.deadline_at, turn.retry_at) if at is not None]
+        due = (min(times), turn.id) if times else None
+        if due != turn.due:
+            if turn.due is not None:
+                self._deadlines.remove(turn.due)
+            if due is not None:
+                self._deadlines.add(due)
+            turn.due = due

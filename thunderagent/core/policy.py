@@ -8,7 +8,7 @@ no decision, is logged and counted, and no request is lost.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from thunderagent.core.commands import Notice
@@ -16,8 +16,20 @@ from thunderagent.core.decisions import Decision, Reconsider, Trigger
 from thunderagent.core.events import Event
 from thunderagent.core.ids import BackendId, PrefixKey, ProgramId, TurnId
 from thunderagent.core.program import Standing, Status
+from thunderagent.core.settings import OnHoldLimit
 
-__all__ = ["BackendView", "ClusterView", "OptionError", "Policy", "ProgramView", "TurnView", "WaiterView", "roomiest"]
+__all__ = [
+    "BackendView",
+    "ClusterView",
+    "DemandView",
+    "OptionError",
+    "Policy",
+    "ProgramView",
+    "ToolTimesView",
+    "TurnView",
+    "WaiterView",
+    "roomiest",
+]
 
 
 class OptionError(ValueError):
@@ -59,7 +71,11 @@ class ProgramView(Protocol):
 
     @property
     def idle_since(self) -> float:
-        """When its last turn ended; meaningful while it has none."""
+        """When it was last left without running and held turns; meaningful while it has none."""
+
+    @property
+    def acting_since(self) -> float:
+        """When its last running turn ended: since when its tools run. Meaningful while no turn runs."""
 
     @property
     def admitted_at(self) -> float | None: ...
@@ -68,10 +84,61 @@ class ProgramView(Protocol):
         """Time that its turns ran since it was last admitted."""
 
     @property
+    def turns_served(self) -> int:
+        """Turns that ended at its place since it was last admitted."""
+
+    @property
     def turns_finished(self) -> int: ...
+    @property
+    def turn_count(self) -> int:
+        """Turns of it that run."""
+
+    @property
+    def tool_times(self) -> ToolTimesView | None:
+        """How long its tools took so far; None before it has used one. See ``ClusterView.tool_times``."""
+
+    def held_turns(self) -> Iterator[TurnView]:
+        """Its turns that wait, in the order in which they were held."""
+
     @property
     def is_idle(self) -> bool:
         """Without running and held turns."""
+
+
+class ToolTimesView(Protocol):
+    """How long tools took, in seconds: from the end of a turn to the next one of its conversation. O(1) each."""
+
+    @property
+    def count(self) -> float:
+        """Samples, as they still weigh in."""
+
+    def quantile_seconds(self, share: float) -> float | None:
+        """What that share of them took no longer than; None without a sample."""
+
+    def chance_of_return(self, idle_seconds: float, within_seconds: float) -> float | None:
+        """The chance that a tool which has run for so long ends within so much more; None without a sample."""
+
+    def remaining_seconds(self, idle_seconds: float) -> float | None:
+        """The median of what is left of a tool that has run for so long; None without a sample."""
+
+
+class DemandView(Protocol):
+    """What something takes on a backend that is not its program's place; of the moment, not to be kept."""
+
+    @property
+    def bare_tokens(self) -> int:
+        """Without beginnings that others may share: the least that it takes anywhere, but where ``charged``."""
+
+    @property
+    def charged(self) -> Sequence[object]:
+        """Conversations of it that run on some backend as guests already, and are charged there."""
+
+    @property
+    def tokens(self) -> int:
+        """On a backend that has none of it."""
+
+    def added_tokens(self, backend: Any) -> int:
+        """What the account of this backend would grow by. O(1)."""
 
 
 class BackendView(Protocol):
@@ -108,11 +175,33 @@ class BackendView(Protocol):
         """Of beginnings that several conversations share, counted once."""
 
     @property
+    def saved_tokens(self) -> int:
+        """What those beginnings would take more if each conversation counted them by itself."""
+
+    @property
     def program_count(self) -> int: ...
     @property
     def turn_count(self) -> int: ...
     @property
-    def kv_usage_ratio(self) -> float | None: ...
+    def reserved_tokens(self) -> int:
+        """Promised to turns that reached the hold limit."""
+
+    @property
+    def spare_tokens(self) -> int | None:
+        """Capacity that no running turn needs: where the prefixes of idle programs may lie. None while unknown."""
+
+    @property
+    def kv_usage_ratio(self) -> float | None:
+        """What the engine says its running requests use of the cache, 0 to 1, some seconds ago."""
+
+    @property
+    def running_tokens(self) -> int:
+        """Accounted for programs and turns that run, shared beginnings left out."""
+
+    @property
+    def observed_running_tokens(self) -> int:
+        """``running_tokens`` at the time of which ``kv_usage_ratio`` tells."""
+
     @property
     def requests_running(self) -> int | None: ...
     @property
@@ -120,6 +209,16 @@ class BackendView(Protocol):
     def count(self, standing: Standing) -> int: ...
     def smallest_first(self, standing: Standing) -> Iterator[ProgramView]:
         """Placed programs of that standing by own tokens, ascending."""
+
+    def largest_first(self, standing: Standing) -> Iterator[ProgramView]: ...
+    def longest_first(self, standing: Standing) -> Iterator[ProgramView]:
+        """Placed programs of that standing, the one that has had it here for longest first."""
+
+    def latest_first(self, standing: Standing) -> Iterator[ProgramView]:
+        """The other way round."""
+
+    def decayed_acting_tokens(self, half_life_seconds: float, now: float) -> float:
+        """Acting tokens, each program's halved for every half-life since its ``acting_since``. O(1)."""
 
     def longest_idle_first(self) -> Iterator[ProgramView]:
         """Placed programs that act (no turn runs), the one idle for longest first."""
@@ -152,6 +251,9 @@ class TurnView(Protocol):
     def eligible_backends(self) -> Sequence[BackendView]:
         """Where it can run; never empty when ``admit`` is called."""
 
+    def may_run_on(self, backend: Any) -> bool:
+        """Whether the backend is among them. O(1)."""
+
 
 class WaiterView(Protocol):
     """A program that asks for a place (admit with ``Admit``), or a turn alone (admit with ``AdmitTurn``)."""
@@ -181,36 +283,68 @@ class ClusterView(Protocol):
         """Those that take turns."""
 
     @property
+    def changed_backends(self) -> Sequence[BackendView]:
+        """Those of them whose accounts changed since ``rebalance`` was last called."""
+
+    @property
+    def changed_program(self) -> ProgramView | None:
+        """The program that the event at hand is about, if it is about one."""
+
+    @property
     def program_count(self) -> int: ...
     @property
     def waiting_count(self) -> int: ...
     @property
     def paused(self) -> Collection[ProgramView]: ...
+    def paused_idle_smallest_first(self) -> Iterator[ProgramView]:
+        """Paused programs without a turn, by the tokens that they need."""
+
+    @property
+    def tool_times(self) -> ToolTimesView:
+        """How long the tools of all programs took."""
+
     def waiting(self) -> Iterator[WaiterView]:
-        """Oldest first."""
+        """All who wait, whatever for, in the order in which they began to."""
 
-    def waiting_smallest_first(self) -> Iterator[WaiterView]: ...
     def waiting_lines(self) -> Sequence[Sequence[WaiterView]]:
-        """Those who wait for the policy's word, oldest first: per model one line of programs, one of turns alone.
+        """Those who wait for the policy's word, in the order of ``Policy.rank``.
 
-        Lines whose oldest waits for longer come first. Who waits for something else (a backend, its program's
-        turn boundary, room that the scheduler makes at the hold limit) stands in none.
+        Per model three lines: programs without a place, turns that wait at their program's place, turns that wait
+        alone. Lines whose first waits for longer come first; those of models that no backend serves now are left
+        out. Who waits for something else (its program's turn boundary, another try, room that the scheduler makes
+        at the hold limit) stands in none.
         """
 
     def program(self, program: ProgramId) -> ProgramView | None: ...
+    def backend(self, backend: BackendId) -> BackendView | None:
+        """One that takes turns, by its id; None for any other."""
+
 
     def line_of(self, turn: Any) -> Sequence[WaiterView]:
         """The line that a turn which has just arrived would join."""
 
-    # The three below take only views that this cluster handed out; ``Any`` keeps the views read-only protocols.
+    # Those below take only views that this cluster handed out; ``Any`` keeps the views read-only protocols.
     def added_tokens(self, turn: Any, backend: Any) -> int:
         """Tokens that forwarding the turn on the backend would add to its account."""
 
     def added_tokens_of(self, program: Any, backend: Any) -> int:
         """Tokens that giving the program its place on the backend would add to its account."""
 
+    def demand(self, turn: Any) -> DemandView:
+        """What the turn takes where its program has no place yet, computed once to be read for many backends."""
+
+    def demand_of(self, program: Any) -> DemandView:
+        """What a program without turns takes, likewise."""
+
     def footprint_tokens(self, program: Any) -> int:
         """Tokens that the program needs resident, shared prefixes in full."""
+
+    def resident_ratio(self, program: Any) -> float:
+        """The share of what the program left that is probably still cached where it was left, 0 to 1.
+
+        Judged by what the backend cached since, against its spare tokens and what came back to others (cached
+        tokens in their usage).
+        """
 
     def fits(self, turn: Any, backend: Any, headroom_tokens: int = 0) -> bool:
         """Whether ``added_tokens`` and the headroom fit into the backend's free tokens."""
@@ -243,6 +377,9 @@ class Policy(ABC):
     buffer_tokens: int = 0
     """Headroom per admitted program beyond what is accounted, for reports."""
 
+    on_hold_limit: OnHoldLimit = OnHoldLimit.HEAD
+    """What happens to a turn at the hold limit, where the operator does not say."""
+
     tick_seconds: float | None = None
     """How often to be called with ``Trigger.TICK``; None: only on events."""
 
@@ -266,10 +403,21 @@ class Policy(ABC):
         moves the program. Should cost O(backends).
         """
 
-    def rebalance(self, cluster: ClusterView, trigger: Trigger) -> Sequence[Decision]:
-        """Decisions after events that free or take tokens, and on ticks. Default: offer held turns again."""
+    def rebalance(self, cluster: ClusterView, trigger: Trigger) -> Iterable[Decision]:
+        """Decisions after events that free or take tokens, and on ticks. Default: offer held turns again.
+
+        The first 256 are carried out; where there are more, it is called again at once, after other events.
+        """
         is_of_use = cluster.waiting_count and trigger is not Trigger.TURN_HELD
         return (Reconsider(),) if is_of_use else ()
+
+    def rank(self, waiter: WaiterView) -> float:
+        """Where a waiter stands in its line: lowest first, then by arrival. Default: who asks for longest is first.
+
+        Read when it joins the line and when its ``need_tokens`` change, so it must not depend on the time
+        otherwise: for an order that shifts with the time waited, rank by the difference to ``waiter.since``.
+        """
+        return waiter.since
 
     def observe(self, event: Event | Notice, cluster: ClusterView) -> None:  # noqa: B027 (optional to override)
         """Called with every event, before it is handled, and every notice, for policies that learn."""

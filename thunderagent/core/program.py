@@ -9,6 +9,7 @@ or the program was idle for too long. Losing a backend pauses as well: the next 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,10 @@ from attrs import define, field
 from thunderagent.core.commands import PauseReason
 from thunderagent.core.estimate import History
 from thunderagent.core.ids import BackendId, BranchId, PrefixKey, ProgramId, TurnId
+from thunderagent.core.tool_times import ToolTimes
 
 if TYPE_CHECKING:
-    from thunderagent.core.backend import Backend, Charge
+    from thunderagent.core.backend import Backend, Charge, Group
     from thunderagent.core.turn import Turn
 
 __all__ = ["TRANSITIONS", "Branch", "IllegalTransition", "Program", "Standing", "Status"]
@@ -72,17 +74,52 @@ class Standing(Enum):
 
 @define(eq=False, repr=False)
 class Branch:
-    """One conversation: what its last finished turn left, and its turns that run."""
+    """One conversation: what its last finished turn left, and its turns that run or wait."""
 
     id: BranchId
     program: Program | None
     history: History = field(factory=History)
     kept_tokens: int = 0
     prefixes: tuple[PrefixKey, ...] = ()
+    prefix_tokens: int = 0
+    """Tokens of all of ``prefixes``."""
     forwarded: dict[TurnId, Turn] = field(factory=dict)
     charges: dict[Backend, Charge] = field(factory=dict)
     """By backend, not by its id: one that was removed and added again holds nothing of the former's."""
     used_at: float = 0.0
+    ended_at: float | None = None
+    """When its last turn ended, until the next one arrives: the time of its tools."""
+    held_tokens: int = 0
+    """The most that one of its held turns needs."""
+    held_at_most: int = 0
+    """How many of its held turns need that much."""
+
+    @property
+    def need_tokens(self) -> int:
+        """Needed resident for its program to go on: its history, or what a turn of it needs where that is more."""
+        tokens = max(self.kept_tokens, self.held_tokens)
+        for turn in self.forwarded.values():
+            if not turn.waits_alone and turn.need_tokens > tokens:
+                tokens = turn.need_tokens
+        return tokens
+
+    def hold(self, turn: Turn) -> None:
+        """Count a held turn that goes with its program."""
+        if turn.need_tokens > self.held_tokens:
+            self.held_tokens, self.held_at_most = turn.need_tokens, 1
+        elif turn.need_tokens == self.held_tokens:
+            self.held_at_most += 1
+
+    def unhold(self, turn: Turn) -> None:
+        """No longer count a turn, which the program's ``held`` does not list any more. O(1), but for the largest."""
+        if turn.need_tokens < self.held_tokens:
+            return
+        self.held_at_most -= 1
+        if self.held_at_most == 0:
+            self.held_tokens = 0
+            for other in () if self.program is None else self.program.held.values():
+                if other.branch is self and not other.waits_alone:
+                    self.hold(other)
 
     def __repr__(self) -> str:
         return f"<Branch {self.id!r} of {None if self.program is None else self.program.id!r}>"
@@ -94,28 +131,37 @@ class Program:
 
     id: ProgramId
     sequence: int
-    created_at: float
     status: Status = Status.NEW
     place: Backend | None = None
-    origin: BackendId | None = None
-    """The backend of its last place, where its prefix may still lie; None: never placed, or that one was lost."""
+    last_place: tuple[Backend, int] | None = None
+    """Its last place, and which life of that backend's cache it was."""
     branches: dict[BranchId, Branch] = field(factory=dict)
     forwarded: dict[TurnId, Turn] = field(factory=dict)
     held: dict[TurnId, Turn] = field(factory=dict)
     own_tokens: int = 0
     """Tokens charged at its place, but for shared prefixes."""
+    group: Group | None = None
+    """Where its place counts it."""
+    size_key: tuple[int, int] = (0, 0)
+    """Its key in the order of that group, or of the idle paused programs: tokens and sequence."""
     waiting_since: float | None = None
     """Since when it asks for a place; kept when the client gives up and sends the turn again."""
     idle_since: float = 0.0
+    acting_since: float = 0.0
+    """When its last running turn ended, or when it came; meaningful while none runs."""
     admitted_at: float | None = None
     yield_reason: PauseReason = PauseReason.POLICY
     """Why it yields, while it does."""
     service_seconds: float = 0.0
     """Time that its turns ran since it was last admitted."""
+    turns_served: int = 0
+    """Turns that ended at its place since it was last admitted."""
     turns_finished: int = 0
     context_bytes: int = 0
     total_tokens: int = 0
     """Prompt and completion tokens of the last finished turn of each of its conversations."""
+    tool_times: ToolTimes | None = None
+    """How long its tools took; None before it has used one."""
 
     def become(self, status: Status) -> None:
         """Change the status.
@@ -135,6 +181,14 @@ class Program:
         return Standing.REASONING if self.forwarded else Standing.ACTING
 
     @property
+    def origin(self) -> BackendId | None:
+        """The backend of its last place, where its prefix may still lie; None: never placed, or that one was lost."""
+        if self.last_place is None:
+            return None
+        backend, cache_life = self.last_place
+        return backend.id if backend.cache_life == cache_life else None
+
+    @property
     def is_placed(self) -> bool:
         return self.place is not None
 
@@ -144,6 +198,11 @@ class Program:
         return not self.forwarded and not self.held
 
     @property
+    def turn_count(self) -> int:
+        """Turns of it that run."""
+        return len(self.forwarded)
+
+    @property
     def kept_tokens(self) -> int:
         """What its finished turns left, over all branches."""
         return sum(branch.kept_tokens for branch in self.branches.values())
@@ -151,21 +210,16 @@ class Program:
     @property
     def need_tokens(self) -> int:
         """Tokens that it needs resident to go on: each branch's history, or its turns' prompts where longer."""
-        return sum(self.need_by_branch().values())
-
-    def need_by_branch(self, arriving: Turn | None = None) -> dict[Branch, int]:
-        """What ``need_tokens`` sums up. ``arriving``: a turn that may be neither held nor forwarded yet."""
-        need = {branch: branch.kept_tokens for branch in self.branches.values()}
-        turns = [*self.held.values(), *self.forwarded.values()]
-        for turn in turns if arriving is None else [*turns, arriving]:
-            if not turn.waits_alone:
-                need[turn.branch] = max(need.get(turn.branch, 0), turn.need_tokens)
-        return need
+        return sum(branch.need_tokens for branch in self.branches.values())
 
     @property
     def prefixes(self) -> frozenset[PrefixKey]:
         """Shared beginnings of its branches."""
         return frozenset(key for branch in self.branches.values() for key in branch.prefixes)
+
+    def held_turns(self) -> Iterator[Turn]:
+        """Its turns that wait, in the order in which they were held."""
+        return iter(self.held.values())
 
     def __repr__(self) -> str:
         return f"<Program {self.id!r} {self.status.value}>"

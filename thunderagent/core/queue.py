@@ -1,18 +1,32 @@
-"""The waiting queue: programs that ask for a place, and turns that wait for themselves."""
+"""The waiting queue: programs that ask for a place, and turns that wait for themselves.
+
+Those who wait for the policy's word stand in lines, in the order of the policy's ``rank``: one line per model for
+programs without a place, one for turns that wait at their program's place, one for turns that wait alone. So nobody
+stands in the way of those that want another model, and programs not in the way of one-off turns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+from typing import NamedTuple
 
 from attrs import define, field
 from sortedcontainers import SortedKeyList
 
-from thunderagent.core.commands import HoldReason
 from thunderagent.core.ids import ProgramId, TurnId
 from thunderagent.core.program import Program
 from thunderagent.core.turn import Turn
 
-__all__ = ["Queue", "Waiter"]
+__all__ = ["LineKey", "Queue", "Waiter"]
+
+
+class LineKey(NamedTuple):
+    """Who stands in a line."""
+
+    model: str | None
+    waits_alone: bool
+    has_place: bool
 
 
 @define(eq=False, repr=False)
@@ -22,43 +36,36 @@ class Waiter:
     program: Program | None
     since: float
     sequence: int
+    turn: Turn
+    """The turn that has waited longest for the policy's word, or if none does, for anything."""
     turns: dict[TurnId, Turn] = field(factory=dict)
     need_tokens: int = 0
     """What it needs resident to go on, shared prefixes in full."""
     is_urgent: bool = False
     """It reached the hold limit: the scheduler makes room for it, policies leave it alone."""
-    line: SortedKeyList | None = None
+    line: LineKey | None = None
     """The line that it stands in while it waits for the policy's word; None while it waits for something else."""
-
-    @property
-    def turn(self) -> Turn:
-        """The turn that has waited longest for the policy's word, or if none does, for anything."""
-        turns = self.turns.values()
-        asking = (turn for turn in turns if turn.hold_reason is HoldReason.POLICY)
-        return next(asking, None) or next(iter(turns))
+    order: tuple[float, int] = (0.0, 0)
+    """Its key in that line: the policy's rank, then its own sequence."""
 
     def __repr__(self) -> str:
         return f"<Waiter {None if self.program is None else self.program.id!r} turns {list(self.turns)}>"
 
 
-def _by_age(waiter: Waiter) -> tuple[float, int]:
-    return (waiter.since, waiter.sequence)
-
-
-def _by_need(waiter: Waiter) -> tuple[int, int]:
-    return (waiter.need_tokens, waiter.sequence)
+def _oldest_first(waiter: Waiter) -> float:
+    return waiter.since
 
 
 @define(eq=False, repr=False)
 class Queue:
-    """Held turns, ordered by age and by need. A waiter's place in the order is its program's age."""
+    """Held turns by whom they wait for, and the lines of those who wait for the policy's word."""
 
     waiters: dict[ProgramId | TurnId, Waiter] = field(factory=dict)
-    by_age: SortedKeyList = field(factory=lambda: SortedKeyList(key=_by_age))
-    by_need: SortedKeyList = field(factory=lambda: SortedKeyList(key=_by_need))
-    lines: dict[tuple[str | None, bool], SortedKeyList] = field(factory=dict)
-    """Who waits for the policy's word, oldest first, by model and whether a turn waits alone: nobody stands in the
-    way of those that want another model, and programs not in the way of one-off turns."""
+    """In the order in which they began to wait."""
+    lines: dict[LineKey, SortedKeyList] = field(factory=dict)
+    beside: dict[TurnId, Turn] = field(factory=dict)
+    """Turns of programs that wait alone, since their program's place cannot serve them."""
+    rank: Callable[[Waiter], float] = _oldest_first
     turn_count: int = 0
     _sequence: int = 0
 
@@ -66,54 +73,52 @@ class Queue:
         """Waiters, not turns."""
         return len(self.waiters)
 
-    def oldest_first(self) -> Iterator[Waiter]:
-        return iter(self.by_age)
-
-    def smallest_first(self) -> Iterator[Waiter]:
-        return iter(self.by_need)
-
     def of(self, turn: Turn) -> Waiter | None:
         """The waiter that a held turn belongs to."""
-        return self.waiters.get(self._key(turn))
+        return self.waiters.get(_key(turn))
 
     def of_program(self, program: Program) -> Waiter | None:
         """The program's waiter; None where none of its turns asks for its place."""
         return self.waiters.get(program.id)
 
+    def line_for(self, turn: Turn) -> LineKey:
+        """The line that the turn would stand in if it waited for the policy's word."""
+        return LineKey(turn.model, turn.waits_alone, turn.place is not None)
+
     def add(self, turn: Turn, since: float) -> Waiter:
-        """Hold a turn; ``since`` counts where it is the first of its waiter."""
-        key = self._key(turn)
+        """Hold a turn; ``since`` counts where it is the first of its waiter. O(log waiters)."""
+        key = _key(turn)
         waiter = self.waiters.get(key)
         if waiter is None:
             self._sequence += 1
-            waiter = Waiter(None if turn.waits_alone else turn.program, since, self._sequence)
+            waiter = Waiter(None if turn.waits_alone else turn.program, since, self._sequence, turn)
             self.waiters[key] = waiter
-        else:
-            self._unlist(waiter)
         waiter.turns[turn.id] = turn
         self.turn_count += 1
-        self._list(waiter)
+        if turn.waits_alone and turn.program is not None:
+            self.beside[turn.id] = turn
+        self._enlist(waiter)
         return waiter
 
     def remove(self, turn: Turn) -> Waiter:
-        """Take a turn out; its waiter goes with the last of its turns. Returns the waiter."""
-        key = self._key(turn)
+        """Take a turn out; its waiter goes with the last of its turns. Returns the waiter. O(log waiters)."""
+        key = _key(turn)
         waiter = self.waiters[key]
-        self._unlist(waiter)
         del waiter.turns[turn.id]
         self.turn_count -= 1
+        self.beside.pop(turn.id, None)
         if waiter.turns:
-            self._list(waiter)
+            self._enlist(waiter)
         else:
+            self._leave_line(waiter)
             del self.waiters[key]
         return waiter
 
     def refresh(self, program: Program) -> None:
-        """Bring the program's need up to date after a turn of it ended."""
+        """Bring the program's waiter up to date: its need changed, or whether it has a place."""
         waiter = self.waiters.get(program.id)
         if waiter is not None:
-            self._unlist(waiter)
-            self._list(waiter)
+            self._enlist(waiter)
 
     def set_urgent(self, waiter: Waiter, is_urgent: bool) -> None:
         """Take a waiter out of its line while the scheduler itself makes room for it, or put it back."""
@@ -121,35 +126,48 @@ class Queue:
             return
         waiter.is_urgent = is_urgent
         if waiter.turns:
-            self._unlist(waiter)
-            self._list(waiter)
+            self._enlist(waiter)
 
-    def lines_by_age(self) -> list[SortedKeyList]:
-        """The lines, the one whose oldest waits for longest first. O(lines)."""
-        return sorted(self.lines.values(), key=lambda line: _by_age(line[0]))
+    def open_lines(self) -> list[SortedKeyList]:
+        """The lines of those for whom a backend is there, the one whose first has waited longest first. O(lines)."""
+        lines = [line for line in self.lines.values() if line[0].turn.serving.backends]
+        return lines if len(lines) < 2 else sorted(lines, key=lambda line: (line[0].since, line[0].sequence))
 
-    @staticmethod
-    def _key(turn: Turn) -> ProgramId | TurnId:
-        return turn.id if turn.waits_alone or turn.program is None else turn.program.id
+    def in_order(self) -> Iterator[Waiter]:
+        return iter(self.waiters.values())
 
-    def _list(self, waiter: Waiter) -> None:
-        if waiter.program is None:
-            waiter.need_tokens = waiter.turn.need_tokens
-        else:
-            waiter.need_tokens = waiter.program.need_tokens
-        self.by_age.add(waiter)
-        self.by_need.add(waiter)
-        turn = waiter.turn
-        if turn.hold_reason is HoldReason.POLICY and not waiter.is_urgent:
-            kind = (turn.model, turn.waits_alone)
-            waiter.line = self.lines.setdefault(kind, SortedKeyList(key=_by_age))
-            waiter.line.add(waiter)
+    def _enlist(self, waiter: Waiter) -> None:
+        """Put the waiter where it belongs now."""
+        turn = waiter.turn = _first(waiter)
+        need_tokens = turn.need_tokens if waiter.program is None else waiter.program.need_tokens
+        key = self.line_for(turn) if turn.asks and not waiter.is_urgent else None
+        if key == waiter.line and need_tokens == waiter.need_tokens:
+            return
+        self._leave_line(waiter)
+        waiter.need_tokens = need_tokens
+        if key is not None:
+            waiter.line, waiter.order = key, (self.rank(waiter), waiter.sequence)
+            line = self.lines.get(key)
+            if line is None:
+                line = self.lines[key] = SortedKeyList(key=attrgetter("order"))
+            line.add(waiter)
 
-    def _unlist(self, waiter: Waiter) -> None:
-        self.by_age.remove(waiter)
-        self.by_need.remove(waiter)
-        if waiter.line is not None:
-            waiter.line.remove(waiter)
-            if not waiter.line:
-                self.lines = {kind: line for kind, line in self.lines.items() if line}
-            waiter.line = None
+    def _leave_line(self, waiter: Waiter) -> None:
+        if waiter.line is None:
+            return
+        line = self.lines[waiter.line]
+        line.remove(waiter)
+        if not line:
+            del self.lines[waiter.line]
+        waiter.line = None
+
+
+def _first(waiter: Waiter) -> Turn:
+    for turn in waiter.turns.values():
+        if turn.asks:
+            return turn
+    return next(iter(waiter.turns.values()))
+
+
+def _key(turn: Turn) -> ProgramId | TurnId:
+    return turn.id if turn.waits_alone or turn.program is None else turn.program.id

@@ -17,7 +17,6 @@ from thunderagent.core.backend import Backend
 from thunderagent.core.cluster import Cluster
 from thunderagent.core.commands import (
     Command,
-    HoldReason,
     PauseReason,
     ProgramExpired,
     ProgramForced,
@@ -29,15 +28,22 @@ from thunderagent.core.estimate import is_credible
 from thunderagent.core.events import Event
 from thunderagent.core.hold_limit import Reservations, roomiest_for
 from thunderagent.core.journal import Journal
+from thunderagent.core.learning import learn_cache, learn_tool_time
 from thunderagent.core.legality import illegality
 from thunderagent.core.placement import Placement
 from thunderagent.core.policy import Policy
-from thunderagent.core.program import Program, Standing, Status
+from thunderagent.core.program import Program, Status
 from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
 from thunderagent.core.turn import Turn, TurnStatus
 from thunderagent.core.usage import Outcome, Usage
 
-__all__ = ["IllegalEvent", "Scheduler"]
+__all__ = ["DUE_PER_TICK", "IllegalEvent", "Scheduler"]
+
+DUE_PER_TICK = 64
+"""So many turns at their hold limit, and so many idle programs, are seen to in one tick."""
+
+_RAN = (Outcome.COMPLETED, Outcome.CLIENT_GONE, Outcome.SHUTDOWN)
+"""Outcomes of turns that the engine has worked on, usage or none."""
 
 
 class IllegalEvent(Exception):
@@ -68,7 +74,8 @@ class Scheduler:
     _handlers: dict[type[Any], Callable[[Any], Trigger | None]] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._placement = Placement(self.cluster, self.settings)
+        on_hold_limit = self.settings.on_hold_limit or self.policy.on_hold_limit
+        self._placement = Placement(self.cluster, self.settings, on_hold_limit)
         self._reservations = Reservations(self.cluster, self._placement)
         self._decider = Decider(self.policy, self.cluster, self._placement, self._reservations)
         self._handlers = {
@@ -98,7 +105,7 @@ class Scheduler:
         reason = illegality(event, self.cluster)
         if reason is not None:
             raise IllegalEvent(event, reason, self.journal.lines())
-        self.cluster.now = now
+        self.cluster.now, self.cluster.changed_program = now, None
         if self._next_tick_at is None and self.policy.tick_seconds is not None:
             self._next_tick_at = now + self.policy.tick_seconds
         self._decider.tell(event)
@@ -116,7 +123,9 @@ class Scheduler:
         return commands
 
     def next_deadline(self) -> float | None:
-        """The clock reading at which ``Tick`` is to be sent; None: nothing is due, ever."""
+        """The clock reading at which ``Tick`` is to be sent; None: nothing is due, ever. O(1)."""
+        if self._decider.unfinished is not None:
+            return self.cluster.now
         deadlines = [self._placement.next_deadline(), self._next_tick_at, self._next_expiry()]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
@@ -128,7 +137,13 @@ class Scheduler:
         is_new = event.program is not None and program is None
         if is_new:
             program = self._new_program(event)
+        if program is not None:
+            was_idle = self._placement.leave_idle(program)
+            if was_idle and cluster.now - program.idle_since > self.settings.resend_seconds:
+                program.waiting_since = None  # a new wait, not the same turn sent again
+        cluster.changed_program = program
         branch = self._placement.branch_of(program, event.branch, event.prefixes)
+        learn_tool_time(branch, cluster)
         turn = Turn(
             id=event.turn,
             program=program,
@@ -142,14 +157,11 @@ class Scheduler:
         cluster.turn_by_id[turn.id] = turn
         if program is not None:
             program.context_bytes = event.body_bytes
-            was_idle = cluster.idle.pop(program.id, None) is not None
-            if was_idle and cluster.now - program.idle_since > self.settings.resend_seconds:
-                program.waiting_since = None  # a new wait, not the same turn sent again
         if is_new and len(cluster.program_by_id) > self.settings.max_programs:
             message = f"the router already tracks {self.settings.max_programs} programs"
             self._decider.turn_away(turn, RefuseCode.TOO_MANY_PROGRAMS, message, 5.0)
             return None
-        if not cluster.could_serve(event.model):
+        if not turn.serving.backends and not cluster.could_serve(event.model):
             self._decider.turn_away(turn, RefuseCode.MODEL_NOT_FOUND, cluster.unknown_model_text(event.model))
             return None
         if not self._decider.place(turn):
@@ -159,7 +171,7 @@ class Scheduler:
     def _new_program(self, event: events.TurnArrived) -> Program:
         assert event.program is not None
         self._program_sequence += 1
-        program = Program(event.program, self._program_sequence, self.cluster.now)
+        program = Program(event.program, self._program_sequence, acting_since=self.cluster.now)
         self.cluster.program_by_id[program.id] = program
         return program
 
@@ -168,8 +180,14 @@ class Scheduler:
         if event.output_tokens <= turn.output_tokens:
             return None
         turn.output_tokens = event.output_tokens
-        assert turn.backend is not None
-        self.cluster.ledger.settle(turn.branch, turn.backend)
+        program, backend = turn.program, turn.backend
+        assert backend is not None
+        self.cluster.ledger.settle(turn.branch, backend)
+        if program is not None:
+            if program.place is backend:
+                backend.file(program)
+            self.cluster.queue.refresh(program)
+        self.cluster.changed_program = program
         return Trigger.TOKENS_CHANGED
 
     def _turn_finished(self, event: events.TurnFinished) -> Trigger:
@@ -180,23 +198,29 @@ class Scheduler:
 
     def _settle_finished(self, turn: Turn, outcome: Outcome, usage: Usage | None) -> None:
         """Write down what a turn that ran leaves behind, and give back the rest."""
-        program, branch, ledger = turn.program, turn.branch, self.cluster.ledger
-        assert turn.backend is not None
-        if usage is not None and not is_credible(usage, turn.backend.capacity_tokens):
+        program, branch, backend, ledger = turn.program, turn.branch, turn.backend, self.cluster.ledger
+        assert backend is not None
+        self.cluster.changed_program = program
+        if usage is not None and not is_credible(usage, backend.capacity_tokens):
             usage = None
+        did_run = usage is not None or outcome in _RAN
+        lost = learn_cache(turn, backend, usage) if did_run else None
+        if lost is not None:
+            self._placement.commands.append(lost)
         if usage is not None:
             ledger.ratio.learn(turn.body_bytes, usage.prompt_tokens)
             branch.history.learn(turn.body_bytes, usage)
         if program is not None and program.status is not Status.RELEASED:
             # A sub-agent's model may be one that the program's place does not serve: nothing of it is kept there.
             if program.place is None or program.place.serves(turn.model):
-                branch.kept_tokens = _left_tokens(turn, outcome, usage)
-            program.total_tokens = program.kept_tokens
+                self._placement.keep(branch, _left_tokens(turn, outcome, usage))
             program.turns_finished += 1
-            branch.used_at = self.cluster.now
-        backend = ledger.stop(turn, TurnStatus.FINISHED, self.cluster.now)
+            branch.used_at = branch.ended_at = self.cluster.now
         if program is not None and program.place is not None and program.place is not backend:
-            ledger.settle(branch, program.place)
+            ledger.settle(branch, program.place)  # filed with the turn's end
+        ledger.stop(turn, TurnStatus.FINISHED, self.cluster.now)
+        if did_run:
+            branch.history.leave(backend)
         self._placement.end(turn)
         self._at_boundary(program)
 
@@ -210,8 +234,9 @@ class Scheduler:
 
     def _forward_failed(self, event: events.ForwardFailed) -> Trigger:
         turn = self.cluster.turn_by_id[event.turn]
+        self.cluster.changed_program = turn.program
         backend = self.cluster.ledger.stop(turn, TurnStatus.HELD, self.cluster.now)
-        turn.tried.add(backend.id)
+        turn.tried |= {backend.id}
         turn.failed_sends += event.sent
         self._at_boundary(turn.program)
         if turn.program is not None and turn.program.status is Status.RELEASED:
@@ -229,6 +254,7 @@ class Scheduler:
         if turn.status is TurnStatus.FORWARDED:
             self._settle_finished(turn, Outcome.CLIENT_GONE, None)
             return Trigger.TURN_FINISHED
+        self.cluster.changed_program = turn.program
         self._decider.unhold(turn)
         self._placement.end(turn)
         return Trigger.TOKENS_CHANGED
@@ -243,14 +269,16 @@ class Scheduler:
             self._decider.unhold(turn)
             self._placement.refuse(turn, RefuseCode.PROGRAM_RELEASED, f"program {program.id!r} was released")
         self._placement.forget_program(program)
+        self.cluster.changed_program = program
         return Trigger.PROGRAM_RELEASED
 
     # Backends
 
     def _backend_added(self, event: events.BackendAdded) -> Trigger:
         models = None if event.models is None else frozenset(event.models)
-        self.cluster.backend_by_id[event.backend] = Backend(event.backend, models, event.capacity_tokens)
-        return self._backends_changed()
+        backend = Backend(event.backend, models, event.capacity_tokens, self.cluster.changed)
+        self.cluster.backend_by_id[event.backend] = backend
+        return self._backend_changed(backend)
 
     def _backend_observed(self, event: events.BackendObserved) -> Trigger | None:
         backend = self.cluster.backend_by_id[event.backend]
@@ -262,9 +290,11 @@ class Scheduler:
         for name in ("kv_usage_ratio", "requests_running", "requests_waiting"):
             if getattr(event, name) is not None:
                 setattr(backend, name, getattr(event, name))
+        if event.kv_usage_ratio is not None:
+            backend.observed_running_tokens = backend.running_tokens
         if before == (backend.models, backend.capacity_tokens):
             return None
-        return self._backends_changed()
+        return self._backend_changed(backend)
 
     def _backend_failed(self, event: events.BackendFailed) -> Trigger | None:
         backend = self.cluster.backend_by_id[event.backend]
@@ -278,7 +308,7 @@ class Scheduler:
         if backend.is_healthy:
             return None
         backend.is_healthy = True
-        return self._backends_changed()
+        return self._backend_changed(backend)
 
     def _backend_draining(self, event: events.BackendDraining) -> Trigger | None:
         backend = self.cluster.backend_by_id[event.backend]
@@ -294,52 +324,52 @@ class Scheduler:
 
     def _backend_lost(self, backend: Backend) -> Trigger:
         """Unbind its programs at once; their next turns are placed afresh."""
-        for standing in Standing:
-            for program in list(backend.placed[standing]):
+        for group in backend.groups:
+            for program in list(group.by_time.values()):
                 self._placement.pause(program, PauseReason.BACKEND_LOST)
-        for program in self.cluster.paused_by_id.values():
-            if program.origin == backend.id:
-                program.origin = None
-        self.cluster.refresh_serving()
-        return self._replace_held()
+        backend.lose_cache()
+        return self._backend_changed(backend)
 
-    def _backends_changed(self) -> Trigger:
+    def _backend_changed(self, backend: Backend) -> Trigger:
+        """Place afresh the held turns whose company may be another now: those that wait beside a place, and those
+        that wait at a place on this backend, which may no longer serve them."""
         self.cluster.refresh_serving()
-        return self._replace_held()
-
-    def _replace_held(self) -> Trigger:
-        """Place afresh the turns whose reason to wait may be gone: no backend, or a place that cannot serve them."""
-        for waiter in list(self.cluster.queue.oldest_first()):
-            if waiter.is_urgent:
-                continue
-            for turn in list(waiter.turns.values()):
-                is_stranded = turn.place is not None and turn.place not in turn.eligible_backends
-                if (
-                    turn.hold_reason is HoldReason.NO_BACKEND
-                    or turn.waits_alone
-                    or is_stranded
-                    or not turn.serving.backends
-                ):
-                    self._decider.unhold(turn)
-                    self._decider.place(turn)
+        turns = list(self.cluster.queue.beside.values())
+        for group in backend.groups:
+            turns += [turn for program in group.by_time.values() for turn in program.held.values()]
+        for turn in turns:
+            waiter = self.cluster.queue.of(turn)
+            if turn.status is TurnStatus.HELD and waiter is not None and not waiter.is_urgent:
+                self._decider.unhold(turn)
+                self._decider.place(turn)
+        self._decider.offer_unasked()
         return Trigger.BACKENDS_CHANGED
 
     # Time
 
     def _tick(self, event: events.Tick) -> Trigger | None:
-        trigger = None
-        while (turn := self._placement.pop_due()) is not None:
-            trigger = Trigger.TOKENS_CHANGED
-            if turn.retry_at is not None and turn.retry_at <= self.cluster.now:
+        """What is due, a bounded part of it: the rest is due at once, but after other events."""
+        trigger, self._decider.unfinished = self._decider.unfinished, None
+        if trigger is Trigger.BACKENDS_CHANGED:
+            self._decider.offer_unasked()
+        for _ in range(DUE_PER_TICK):
+            turn = self._placement.next_due()
+            if turn is None:
+                break
+            trigger = trigger or Trigger.TOKENS_CHANGED
+            if self._placement.settle_due(turn):
                 self._retry(turn)
             else:
                 self._hold_limit_reached(turn)
-        while (expiry := self._next_expiry()) is not None and expiry <= self.cluster.now:
+        for _ in range(DUE_PER_TICK):
+            expiry = self._next_expiry()
+            if expiry is None or expiry > self.cluster.now:
+                break
             program = next(iter(self.cluster.idle.values()))
             self._placement.forget_program(program)
             idle_seconds = self.cluster.now - program.idle_since
             self._placement.commands.append(ProgramExpired(program.id, idle_seconds))
-            trigger = Trigger.PROGRAM_RELEASED
+            trigger = trigger or Trigger.PROGRAM_RELEASED
         if self._next_tick_at is not None and self._next_tick_at <= self.cluster.now:
             self._next_tick_at = self.cluster.now + cast(float, self.policy.tick_seconds)
             trigger = Trigger.TICK
@@ -347,8 +377,7 @@ class Scheduler:
 
     def _retry(self, turn: Turn) -> None:
         """Offer a held turn again to the backends that gave it no answer."""
-        turn.retry_at = None
-        turn.tried.clear()
+        turn.tried = frozenset()
         waiter = self.cluster.queue.of(turn)
         assert waiter is not None
         if not waiter.is_urgent:
@@ -363,12 +392,11 @@ class Scheduler:
 
     def _hold_limit_reached(self, turn: Turn) -> None:
         """A held turn waited for too long."""
-        turn.deadline_at = None
         waiter = self.cluster.queue.of(turn)
         assert waiter is not None
         if waiter.is_urgent:
             return
-        eligible, on_limit = turn.eligible_backends, self.settings.on_hold_limit
+        eligible, on_limit = turn.eligible_backends, self._placement.on_hold_limit
         place = turn.place
         if not eligible or on_limit is OnHoldLimit.REFUSE:
             waited = f"no place within {self.settings.max_hold_seconds:g} s"
@@ -380,7 +408,7 @@ class Scheduler:
                 )
             self._decider.unhold(turn)
             self._placement.refuse(turn, code, message, 5.0)
-        elif place is not None and place in eligible:
+        elif place is not None and turn.may_run_on(place):
             # Its program has its place all along: it waits for that to be given up, or for want of a decision.
             self._decider.unhold(turn)
             self._placement.forward(turn, place)

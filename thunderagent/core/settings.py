@@ -27,7 +27,8 @@ class SchedulerSettings:
 
     max_hold_seconds: float = 1800.0
     """0: no limit."""
-    on_hold_limit: OnHoldLimit = OnHoldLimit.HEAD
+    on_hold_limit: OnHoldLimit | None = None
+    """None: as the policy has it, which is ``head`` unless it says otherwise."""
     program_ttl_seconds: float = 3600.0
     """Idle programs are forgotten after this; 0: never."""
     branch_ttl_seconds: float = 600.0

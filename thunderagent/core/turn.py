@@ -54,13 +54,19 @@ class Turn:
     """Where it runs; None while it is held."""
     forwarded_at: float | None = None
     output_tokens: int = 0
+    expected_tokens: int = 0
+    """What its conversation had left in the backend's cache when it was forwarded, evicted or not."""
+    age_tokens: int = 0
+    """What the backend had cached anew since then."""
     waits_alone: bool = False
     """A one-off turn, or one whose program is placed on a backend that cannot serve it."""
     hold_reason: HoldReason | None = None
     waiting_since: float | None = None
     deadline_at: float | None = None
     retry_at: float | None = None
-    tried: set[BackendId] = field(factory=set)
+    due: tuple[float, TurnId] | None = None
+    """Its entry among the deadlines: the earlier of ``deadline_at`` and ``retry_at``."""
+    tried: frozenset[BackendId] = frozenset()
     """Backends that could not be reached for it since the last retry."""
     failed_sends: int = 0
     """Times a backend took the request and broke off before answering."""
@@ -80,6 +86,17 @@ class Turn:
         if not self.tried:
             return self.serving.backends
         return [backend for backend in self.serving.backends if backend.id not in self.tried]
+
+    def may_run_on(self, backend: Backend) -> bool:
+        """Whether the backend is among ``eligible_backends``. O(1)."""
+        return backend.is_available and backend.id not in self.tried and backend.serves(self.model)
+
+    @property
+    def asks(self) -> bool:
+        """Whether it waits for the policy's word, or will once a backend is there."""
+        if self.hold_reason is HoldReason.NO_BACKEND:
+            return not self.tried
+        return self.hold_reason is HoldReason.POLICY
 
     def could_hold(self, backend: Backend) -> bool:
         """Whether it fits into the whole cache of the backend, as far as that is known."""

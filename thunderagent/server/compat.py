@@ -42,8 +42,8 @@ def program_json(program: Program, state: State) -> dict[str, Any]:
 def health_json(state: State) -> dict[str, Any]:
     """Counts of programs, overall and by backend."""
     cluster = state.gateway.scheduler.cluster
-    programs = list(cluster.program_by_id.values())
-    reasoning = sum(1 for program in programs if program.forwarded or program.held)
+    program_count, acting_count = cluster.program_count, len(cluster.idle)
+    placed_count = sum(backend.program_count for backend in cluster.backend_by_id.values())
     policy = state.settings.policy
     is_scheduling = policy not in _NEVER_HOLDING
     return {
@@ -53,25 +53,24 @@ def health_json(state: State) -> dict[str, Any]:
         "router_mode": "tr" if is_scheduling else "default",
         "scheduling_enabled": is_scheduling,
         "backends": list(cluster.backend_by_id),
-        "programs_count": len(programs),
-        "reasoning_count": reasoning,
-        "acting_count": len(programs) - reasoning,
-        "paused_count": sum(1 for program in programs if _STATES[program.status] == "paused"),
+        "programs_count": program_count,
+        "reasoning_count": program_count - acting_count,
+        "acting_count": acting_count,
+        "paused_count": program_count - placed_count,
         "turns_held": cluster.queue.turn_count,
         "turns_running": sum(backend.turn_count for backend in cluster.backend_by_id.values()),
-        "per_backend": {backend.id: _backend_health(backend, programs) for backend in cluster.backend_by_id.values()},
+        "per_backend": {backend.id: _backend_health(backend) for backend in cluster.backend_by_id.values()},
         "profile_enabled": state.profiler is not None,
     }
 
 
-def _backend_health(backend: Backend, programs: list[Program]) -> dict[str, Any]:
-    paused = sum(1 for program in programs if program.place is None and program.origin == backend.id)
+def _backend_health(backend: Backend) -> dict[str, Any]:
     reasoning = backend.count(Standing.REASONING) + backend.count(Standing.YIELDING)
     return {
-        "total": backend.program_count + paused,
+        "total": backend.program_count + backend.paused_count,
         "reasoning": reasoning,
         "acting": backend.count(Standing.ACTING),
-        "paused": paused,
+        "paused": backend.paused_count,
         "marked_for_pause": backend.count(Standing.YIELDING),
         "future_paused_tokens": backend.yielding_tokens,
         "available": backend.is_available,
@@ -103,9 +102,6 @@ def _backend_metrics(state: State, backend: Backend) -> dict[str, Any]:
     reasoning_tokens = backend.reasoning_tokens + backend.yielding_tokens + backend.guest_tokens
     active_tokens, capacity_tokens = backend.accounted_tokens, backend.capacity_tokens
     entry = state.pool.watched.get(backend.id)
-    paused = [
-        program for program in state.gateway.scheduler.cluster.paused_by_id.values() if program.origin == backend.id
-    ]
     overflow_tokens = 0 if capacity_tokens is None else max(0, active_tokens - capacity_tokens)
     return {
         "url": backend.id,
@@ -118,8 +114,8 @@ def _backend_metrics(state: State, backend: Backend) -> dict[str, Any]:
         "reasoning_program_count": backend.count(Standing.REASONING) + backend.count(Standing.YIELDING),
         "acting_program_count": backend.count(Standing.ACTING),
         "active_program_tokens_ratio": None if not capacity_tokens else active_tokens / capacity_tokens,
-        "total_program_tokens": active_tokens + sum(program.kept_tokens for program in paused),
-        "paused_program_count": len(paused),
+        "total_program_tokens": active_tokens + backend.paused_tokens,
+        "paused_program_count": backend.paused_count,
         "future_paused_tokens": backend.yielding_tokens,
         "shared_tokens": backend.shared_tokens,
         "buffer_per_program": state.gateway.scheduler.policy.buffer_tokens,

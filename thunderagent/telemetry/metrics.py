@@ -166,7 +166,7 @@ class _ClusterCollector(Collector):
             if backend.capacity_tokens is not None:
                 capacity.add_metric([backend.id], backend.capacity_tokens)
             for standing in Standing:
-                tokens.add_metric([backend.id, standing.value], backend.tokens[standing])
+                tokens.add_metric([backend.id, standing.value], backend.group(standing).tokens)
             tokens.add_metric([backend.id, "guest"], backend.guest_tokens)
             tokens.add_metric([backend.id, "shared"], backend.shared_tokens)
         yield from (forwarded, healthy, capacity, tokens)

@@ -11,6 +11,7 @@ with pytest. The tests need no network and no time; the scheduler in them is the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from thunderagent.core.commands import Command, Notice, TurnHeld
 from thunderagent.core.decisions import Decision, Trigger
 from thunderagent.core.events import Event
 from thunderagent.core.ids import BackendId
-from thunderagent.core.policy import ClusterView, OptionError, Policy, TurnView
+from thunderagent.core.policy import ClusterView, OptionError, Policy, TurnView, WaiterView
 from thunderagent.testing.runs import Agent, ClosedLoop, random_run
 from thunderagent.testing.scheduler_driver import SchedulerDriver
 
@@ -193,6 +194,13 @@ class _Watched(Policy):
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self.tick_seconds = policy.tick_seconds
+        self.on_hold_limit = policy.on_hold_limit
+
+    def rank(self, waiter: WaiterView) -> float:
+        rank = self._policy.rank(waiter)
+        if not math.isfinite(rank):
+            raise AssertionError(f"rank answered {rank!r}, which is not a finite number")
+        return rank
 
     def admit(self, turn: TurnView, cluster: ClusterView) -> BackendId | None:
         before = _fingerprint(cluster)

@@ -144,12 +144,13 @@ class SchedulerDriver:
         prompt: int | None = None,
         completion: int = 0,
         *,
+        cached: int | None = None,
         outcome: Outcome = Outcome.COMPLETED,
         output_tokens: int = 0,
         after: float = 0.0,
     ) -> list[Command]:
         """A running turn ends; without ``prompt`` tokens it reports no usage."""
-        usage = None if prompt is None else Usage(prompt, completion, None)
+        usage = None if prompt is None else Usage(prompt, completion, cached)
         return self.send(events.TurnFinished(turn, outcome, usage, output_tokens), after)
 
     def fail(self, turn: TurnId, *, sent: bool = False, after: float = 0.0) -> list[Command]:
@@ -205,13 +206,15 @@ class SchedulerDriver:
             cluster.turn_by_id,
             cluster.idle,
             cluster.paused_by_id,
+            cluster.paused_idle,
             cluster.queue.waiters,
             cluster.queue.lines,
             cluster.ledger.prefixes,
         )
         assert not any(registries), f"left behind: {[registry for registry in registries if registry]}"
         for backend in cluster.backend_by_id.values():
-            totals = (*backend.tokens.values(), backend.guest_tokens, backend.shared_tokens, backend.reserved_tokens)
+            groups = [group.tokens for group in backend.groups]
+            totals = (*groups, backend.guest_tokens, backend.shared_tokens, backend.reserved_tokens)
             assert not any(totals), f"{backend.id} still counts {totals}"
             assert not backend.prefixes, f"{backend.id} still holds prefixes"
             assert not backend.forwarded, f"{backend.id} still runs turns"

@@ -1,0 +1,306 @@
+"""What does a decision cost, and how does that grow with the number of programs?
+
+Command: ``python -m benchmarks.scheduler [--programs 1000,10000,100000] [--policy NAME] [--events 200000] [--smoke]``
+
+A closed loop of agents in virtual time: each takes turns and uses tools in between, ends after some turns, is
+released, and another one begins. The cache of the backends holds a part of them (``--pressure``), so programs are
+held, paused and resumed all the time. Only ``Scheduler.handle`` and ``next_deadline`` are timed; a pause of the
+garbage collector counts to the event that it hits. ``bytes/program`` is what the scheduler keeps of each.
+
+``--smoke`` does not time: it counts the Python lines that the scheduler runs per event, at 500 and at 8,000
+programs, and fails where that number grows faster than the logarithm of the programs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import heapq
+import math
+import platform
+import random
+import sys
+import time
+import tracemalloc
+from collections import defaultdict
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from attrs import define, field
+
+from thunderagent.core import events
+from thunderagent.core.commands import Forward
+from thunderagent.core.events import Event, Prefix
+from thunderagent.core.ids import BackendId, BranchId, PrefixKey, ProgramId, TurnId
+from thunderagent.core.policy import Policy
+from thunderagent.core.scheduler import Scheduler
+from thunderagent.core.usage import Outcome, Usage
+from thunderagent.registry import make_policy
+
+BACKENDS = 256
+PROMPT_TOKENS, GROWTH_TOKENS, TURNS_PER_PROGRAM = 8_000, 700, 12
+BYTES_PER_TOKEN = 4
+SYSTEM_PROMPT = Prefix(PrefixKey("system"), 2_000 * BYTES_PER_TOKEN)
+SMOKE_PROGRAMS = (500, 8_000)
+SMOKE_EVENTS = 6_000
+
+
+@define(eq=False)
+class _Agent:
+    name: ProgramId
+    turns_left: int
+    tokens: int
+
+
+@define(eq=False)
+class Load:
+    """Agents in virtual time: an iterator of (time, event) that is told what the scheduler commands."""
+
+    programs: int
+    random: random.Random
+    pending: list[tuple[float, int, str, Any]] = field(factory=list)
+    agent_of: dict[TurnId, _Agent] = field(factory=dict)
+    now: float = 0.0
+    _numbers: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        for _ in range(self.programs):
+            self._plan(self.random.uniform(0.0, 60.0), "arrive", self._new_agent())
+
+    def _new_agent(self) -> _Agent:
+        self._numbers += 1
+        turns = self.random.randint(1, 2 * TURNS_PER_PROGRAM - 1)
+        return _Agent(ProgramId(f"run-{self._numbers:08d}"), turns, round(PROMPT_TOKENS * self.random.uniform(0.3, 1.7)))
+
+    def _plan(self, at: float, what: str, who: Any) -> None:
+        self._numbers += 1
+        heapq.heappush(self.pending, (at, self._numbers, what, who))
+
+    def next(self, deadline_at: float | None) -> Event:
+        """The next event; sets ``now``. A tick where the scheduler's deadline comes first."""
+        at = self.pending[0][0] if self.pending else math.inf
+        if deadline_at is not None and deadline_at <= at:
+            self.now = max(self.now, deadline_at)
+            return events.Tick()
+        at, _, what, who = heapq.heappop(self.pending)
+        self.now = max(self.now, at)
+        if what == "arrive":
+            return self._arrival(who)
+        if what == "release":
+            self._plan(self.now + self.random.expovariate(0.5), "arrive", self._new_agent())
+            return events.ProgramReleased(who)
+        turn, agent = who, self.agent_of[who]
+        if what == "progress":
+            return events.TurnProgressed(turn, 100)
+        del self.agent_of[turn]
+        prompt_tokens, agent.tokens = agent.tokens, agent.tokens + GROWTH_TOKENS
+        agent.turns_left -= 1
+        tool_seconds = self.random.lognormvariate(0.5, 1.3)
+        if agent.turns_left:
+            self._plan(self.now + tool_seconds, "arrive", agent)
+        else:
+            self._plan(self.now, "release", agent.name)
+        usage = Usage(prompt_tokens, 200, round(0.9 * prompt_tokens))
+        return events.TurnFinished(turn, Outcome.COMPLETED, usage, 200)
+
+    def _arrival(self, agent: _Agent) -> Event:
+        self._numbers += 1
+        turn = TurnId(self._numbers)
+        self.agent_of[turn] = agent
+        size_bytes = agent.tokens * BYTES_PER_TOKEN
+        return events.TurnArrived(turn, agent.name, BranchId("main"), "model", size_bytes, (SYSTEM_PROMPT,))
+
+    def forwarded(self, turn: TurnId) -> None:
+        """The turn runs from now on."""
+        seconds = self.random.uniform(2.0, 8.0)
+        if seconds > 4.0:
+            self._plan(self.now + seconds / 2, "progress", turn)
+        self._plan(self.now + seconds, "finish", turn)
+
+
+def start(policy: Policy, programs: int, pressure: float) -> tuple[Scheduler, Load]:
+    """A scheduler with all backends, and its load; the cache holds ``1 / pressure`` of the programs."""
+    scheduler, load = Scheduler(policy), Load(programs, random.Random(1))
+    mean_tokens = PROMPT_TOKENS + GROWTH_TOKENS * TURNS_PER_PROGRAM / 2
+    capacity_tokens = max(40_000, round(programs * mean_tokens / pressure / BACKENDS))
+    for index in range(BACKENDS):
+        added = events.BackendAdded(BackendId(f"http://gpu{index:03d}:8000"), ("model",), capacity_tokens)
+        scheduler.handle(added, 0.0)
+    return scheduler, load
+
+
+def step(scheduler: Scheduler, load: Load) -> tuple[str, float]:
+    """One event through the scheduler: its kind and the seconds it took."""
+    event = load.next(scheduler.next_deadline())
+    began = time.perf_counter()
+    commands = scheduler.handle(event, load.now)
+    scheduler.next_deadline()
+    seconds = time.perf_counter() - began
+    for command in commands:
+        if isinstance(command, Forward):
+            load.forwarded(command.turn)
+    return type(event).__name__, seconds
+
+
+def warm_up(scheduler: Scheduler, load: Load) -> None:
+    """Until every program has arrived, and as many events again."""
+    while load.now < 60.0:
+        step(scheduler, load)
+    for _ in range(2 * load.programs):
+        step(scheduler, load)
+
+
+@define
+class Row:
+    """Measured at one number of programs; times in seconds."""
+
+    programs: int
+    tracked: int
+    waiting: int
+    events_per_second: float
+    seconds: list[float]
+    by_kind: dict[str, list[float]]
+    bytes_per_program: float
+
+    def percentile(self, share: float) -> float:
+        """In microseconds."""
+        return 1e6 * self.seconds[min(len(self.seconds) - 1, int(share * len(self.seconds)))]
+
+
+def measure(policy_name: str, options: dict[str, str], programs: int, count: int, pressure: float) -> Row:
+    """Time ``count`` events in the steady state."""
+    scheduler, load = start(make_policy(policy_name, options), programs, pressure)
+    warm_up(scheduler, load)
+    gc.collect()
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    for _ in range(count):
+        kind, seconds = step(scheduler, load)
+        by_kind[kind].append(seconds)
+    cluster = scheduler.cluster
+    everything = sorted(second for seconds in by_kind.values() for second in seconds)
+    return Row(
+        programs=programs,
+        tracked=cluster.program_count,
+        waiting=cluster.waiting_count,
+        events_per_second=count / sum(everything),
+        seconds=everything,
+        by_kind=by_kind,
+        bytes_per_program=bytes_per_program(policy_name, options, pressure),
+    )
+
+
+def bytes_per_program(policy_name: str, options: dict[str, str], pressure: float, programs: int = 4_000) -> float:
+    """Memory that the scheduler allocates for a program that has finished a turn, a share of which waits."""
+    scheduler, load = start(make_policy(policy_name, options), programs, pressure)
+    load.pending.clear()
+    scheduler.journal.record(0.0, events.Tick(), ())
+    agents = [load._new_agent() for _ in range(programs)]
+    gc.collect()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for agent in agents:
+        for _ in range(2):
+            event = load._arrival(agent)
+            assert isinstance(event, events.TurnArrived)
+            commands = scheduler.handle(event, 1.0)
+            del load.agent_of[event.turn]
+            if any(isinstance(command, Forward) and command.turn == event.turn for command in commands):
+                usage = Usage(agent.tokens, 200, 0)
+                scheduler.handle(events.TurnFinished(event.turn, Outcome.COMPLETED, usage, 200), 1.0)
+    del commands, event
+    gc.collect()
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return (after - before) / programs
+
+
+def lines_per_event(policy_name: str, options: dict[str, str], programs: int, pressure: float) -> dict[str, float]:
+    """Lines of Python that the scheduler, the policy and the indexes run, by kind of event, and over all."""
+    scheduler, load = start(make_policy(policy_name, options), programs, pressure)
+    warm_up(scheduler, load)
+    lines = 0
+
+    def count(frame: FrameType, what: str, argument: object) -> Any:
+        nonlocal lines
+        lines += what == "line"
+        return count
+
+    by_kind: dict[str, list[int]] = defaultdict(list)
+    for _ in range(SMOKE_EVENTS):
+        event = load.next(scheduler.next_deadline())
+        lines = 0
+        sys.settrace(count)
+        try:
+            commands = scheduler.handle(event, load.now)
+            scheduler.next_deadline()
+        finally:
+            sys.settrace(None)
+        by_kind[type(event).__name__].append(lines)
+        for command in commands:
+            if isinstance(command, Forward):
+                load.forwarded(command.turn)
+    means = {kind: sum(counts) / len(counts) for kind, counts in by_kind.items()}
+    counted = [count for counts in by_kind.values() for count in counts]
+    return {**means, "all": sum(counted) / len(counted)}
+
+
+def smoke(policy_name: str, options: dict[str, str], pressure: float) -> bool:
+    """Whether the lines per event grow no faster than the logarithm of the programs; prints them."""
+    few, many = SMOKE_PROGRAMS
+    allowed = math.log2(many) / math.log2(few)
+    counts = [lines_per_event(policy_name, options, programs, pressure) for programs in SMOKE_PROGRAMS]
+    growth = counts[1]["all"] / counts[0]["all"]
+    verdict = "ok" if growth <= allowed else "TOO MUCH"
+    print(
+        f"{policy_name} {options or ''}: {counts[0]['all']:.0f} lines per event at {few} programs, "
+        f"{counts[1]['all']:.0f} at {many}: x{growth:.2f}, the logarithm allows x{allowed:.2f}: {verdict}"
+    )
+    return growth <= allowed
+
+
+def table(rows: list[Row]) -> Iterator[str]:
+    """For docs/benchmarks.md."""
+    yield "| programs | waiting | events/s | p50 us | p99 us | max us | bytes/program |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for row in rows:
+        yield (
+            f"| {row.programs:,} | {row.waiting:,} | {row.events_per_second:,.0f} | {row.percentile(0.5):.0f} "
+            f"| {row.percentile(0.99):.0f} | {row.percentile(1.0):,.0f} | {row.bytes_per_program:,.0f} |"
+        )
+
+
+def kinds(row: Row) -> Iterator[str]:
+    """Per kind of event, at the largest number of programs."""
+    yield f"| event at {row.programs:,} programs | share | mean us | max us |"
+    yield "| --- | --- | --- | --- |"
+    for kind, seconds in sorted(row.by_kind.items()):
+        share, mean = len(seconds) / len(row.seconds), sum(seconds) / len(seconds)
+        yield f"| {kind} | {share:.1%} | {1e6 * mean:.0f} | {1e6 * max(seconds):,.0f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What scheduling costs per event.")
+    parser.add_argument("--programs", default="1000,10000,100000")
+    parser.add_argument("--policy", default="pause-resume")
+    parser.add_argument("--policy-option", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--events", type=int, default=200_000)
+    parser.add_argument("--pressure", type=float, default=1.6, help="programs over what the cache holds")
+    parser.add_argument("--smoke", action="store_true", help="count lines instead of time, and fail on growth")
+    arguments = parser.parse_args()
+    options = dict(option.split("=", 1) for option in arguments.policy_option)
+    if arguments.smoke:
+        raise SystemExit(0 if smoke(arguments.policy, options, arguments.pressure) else 1)
+    print(
+        f"{arguments.policy} {options or ''}, {BACKENDS} backends, pressure {arguments.pressure:g}, "
+        f"{arguments.events:,} events; Python {platform.python_version()} on {platform.machine()}"
+    )
+    rows = []
+    for programs in (int(number) for number in arguments.programs.split(",")):
+        rows.append(measure(arguments.policy, options, programs, arguments.events, arguments.pressure))
+        print(f"  {programs:,} programs: {rows[-1].events_per_second:,.0f} events/s", file=sys.stderr)
+    print("\n".join([*table(rows), "", *kinds(rows[-1])]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""How much room each backend has by the count of ``pause-resume``, and the order of backends by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+from attrs import define, field
+from sortedcontainers import SortedList
+
+from policies.pause_resume_settings import Settings
+from thunderagent.policy import BackendId, BackendView, ClusterView, ProgramView, Standing
+
+__all__ = ["Rooms"]
+
+
+@define(eq=False)
+class Rooms:
+    """Room per backend, kept from call to call: only backends whose accounts changed are counted again.
+
+    What a batch of decisions takes and frees is added at once, and replaced by the true count at the next ``refresh``.
+    """
+
+    settings: Settings
+    _room: dict[BackendId, float] = field(factory=dict)
+    _order: SortedList = field(factory=SortedList)
+    """(room, backend)."""
+    _guessed: dict[BackendId, int] = field(factory=dict)
+    """Backends with decisions of the last batch on them; programs that those take off it, less those put on it."""
+    _empty: dict[BackendId, None] = field(factory=dict)
+    """Backends without programs and turns: they take anybody, with no regard to headroom and reserve."""
+
+    # The count
+
+    def used(self, backend: BackendView, now: float, *, decayed: bool) -> float:
+        """Reasoning + weight x acting + guests + shared + headroom per program, yielding ones included."""
+        settings = self.settings
+        used_tokens: float = backend.accounted_tokens + settings.buffer_tokens * backend.program_count
+        if decayed:
+            decayed_tokens = backend.decayed_acting_tokens(settings.half_life_seconds, now)
+            used_tokens += settings.acting_weight * decayed_tokens - backend.acting_tokens
+        elif settings.acting_weight != 1.0:
+            used_tokens += (settings.acting_weight - 1.0) * backend.acting_tokens
+        if settings.shared_correction != "prefixes":
+            used_tokens += self._shared_correction(backend)
+        return used_tokens
+
+    def _shared_correction(self, backend: BackendView) -> float:
+        """``usage``: less what running turns are accounted for beyond what the engine's gauge says of them; the
+        gauge counts running requests only, and is compared with the account of the time of its reading."""
+        if self.settings.shared_correction == "none":
+            return backend.saved_tokens
+        if backend.kv_usage_ratio is None or backend.capacity_tokens is None:
+            return 0.0
+        in_use_tokens = backend.kv_usage_ratio * backend.capacity_tokens
+        return -max(0.0, min(backend.observed_running_tokens, backend.running_tokens) - in_use_tokens)
+
+    def weight(self, program: ProgramView, standing: Standing, now: float, *, decayed: bool) -> float:
+        """What the program's own tokens count on its backend."""
+        settings = self.settings
+        if standing is not Standing.ACTING:
+            return program.own_tokens
+        tokens = program.own_tokens * settings.acting_weight
+        if decayed:
+            tokens *= 2.0 ** -((now - program.acting_since) / settings.half_life_seconds)
+        return tokens
+
+    def excess(self, backend: BackendView, now: float) -> float:
+        """Tokens over the high watermark once those that yield have left."""
+        if backend.capacity_tokens is None:
+            return 0.0
+        settings = self.settings
+        leaving_tokens = backend.yielding_tokens + settings.buffer_tokens * backend.count(Standing.YIELDING)
+        limit_tokens = settings.high_watermark * backend.capacity_tokens
+        return self.used(backend, now, decayed=settings.pause_decay) - leaving_tokens - limit_tokens
+
+    def _count(self, backend: BackendView, now: float) -> float:
+        if backend.capacity_tokens is None:
+            return math.inf
+        settings = self.settings
+        used_tokens = self.used(backend, now, decayed=settings.resume_decay) + backend.reserved_tokens
+        limit_tokens = (settings.high_watermark - settings.growth_reserve) * backend.capacity_tokens
+        room_tokens = limit_tokens - used_tokens - settings.buffer_tokens
+        is_open = used_tokens <= settings.low_watermark * backend.capacity_tokens
+        return room_tokens if is_open else min(0.0, room_tokens)
+
+    # The order
+
+    def refresh(self, cluster: ClusterView) -> None:
+        """Count the backends again whose accounts changed."""
+        guessed, self._guessed = self._guessed, {}
+        for backend in (*self.backends(cluster, guessed), *cluster.changed_backends):
+            self._set(backend, self._count(backend, cluster.now))
+
+    def rebuild(self, cluster: ClusterView) -> None:
+        """Count all backends again. O(backends)."""
+        self._guessed, self._empty = {}, {backend.id: None for backend in cluster.backends if _is_empty(backend)}
+        self._room = {backend.id: self._count(backend, cluster.now) for backend in cluster.backends}
+        self._order = SortedList((room, backend) for backend, room in self._room.items())
+
+    def of(self, backend: BackendView) -> float:
+        """Tokens that a newcomer may bring there, its headroom and the reserve left out; infinite while the capacity
+        is unknown."""
+        return self._room.get(backend.id, 0.0)
+
+    def roomiest_first(self, cluster: ClusterView, at_least_tokens: float = -math.inf) -> Iterator[BackendView]:
+        """Backends with that much room or more, then the empty ones; do not change the rooms while iterating."""
+        for room, backend_id in reversed(self._order):
+            if room < at_least_tokens:
+                break
+            backend = cluster.backend(backend_id)
+            if backend is not None:
+                yield backend
+        yield from self.backends(cluster, self._empty)
+
+    def any_has(self, backends: Iterable[BackendView], tokens: float) -> bool:
+        """Whether one of them has that much room, or is empty."""
+        return any(self._room.get(backend.id, 0.0) >= tokens or backend.id in self._empty for backend in backends)
+
+    def has_empty(self) -> bool:
+        """Whether a backend has no program and no turn."""
+        return bool(self._empty)
+
+    def total(self) -> float:
+        """Of all backends, with the headroom of one newcomer each; those that are over the limit left out.
+        O(backends)."""
+        return sum(max(0.0, room + self.settings.buffer_tokens) for room in self._room.values())
+
+    def fits(self, backend: BackendView, tokens: int) -> bool:
+        """Whether a newcomer fits; an empty backend takes anybody."""
+        return tokens <= self._room.get(backend.id, 0.0) or backend.id in self._empty
+
+    def take(self, backend: BackendView, tokens: float) -> None:
+        """Count an admission of this batch."""
+        self._guess(backend, -tokens - self.settings.buffer_tokens, -1)
+
+    def leave(self, backend: BackendView, program: ProgramView, now: float) -> None:
+        """Count a pause of this batch, of an acting program."""
+        tokens = self.weight(program, Standing.ACTING, now, decayed=self.settings.resume_decay)
+        self._guess(backend, tokens + self.settings.buffer_tokens, 1)
+
+    def left(self, backend: BackendView) -> int:
+        """Programs placed there once this batch is carried out."""
+        return backend.program_count - self._guessed.get(backend.id, 0)
+
+    def _guess(self, backend: BackendView, change_tokens: float, leaving: int) -> None:
+        self._guessed[backend.id] = self._guessed.get(backend.id, 0) + leaving
+        self._set(backend, self.of(backend) + change_tokens)
+
+    def _set(self, backend: BackendView, room: float) -> None:
+        name = backend.id
+        if self.left(backend) == 0 and _is_empty(backend, placed=False):
+            self._empty[name] = None
+        else:
+            self._empty.pop(name, None)
+        former = self._room.get(name)
+        if former == room:
+            return
+        if former is not None:
+            self._order.remove((former, name))
+        self._room[name] = room
+        self._order.add((room, name))
+
+    @staticmethod
+    def backends(cluster: ClusterView, ids: Iterable[BackendId]) -> Iterator[BackendView]:
+        """Those of them that take turns."""
+        return (found for backend in ids if (found := cluster.backend(backend)) is not None)
+
+
+def _is_empty(backend: BackendView, *, placed: bool = True) -> bool:
+    return backend.turn_count == 0 and backend.reserved_tokens == 0 and not (placed and backend.program_count)

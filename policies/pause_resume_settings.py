@@ -1,0 +1,106 @@
+"""The options of ``pause-resume``, and their presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import field, frozen, validators
+
+from policies.options import read_options
+from thunderagent.policy import OptionError
+
+__all__ = ["PRESETS", "Settings", "settings_from"]
+
+
+@frozen
+class Settings:
+    """Options of the policy; tokens and seconds. Policies/pause-resume.md says when to choose which."""
+
+    tick_seconds: float = field(default=1.0, validator=validators.gt(0))
+    """How often to look without an event: for what changes with time only, or with ``react=false`` the only time."""
+    react: bool = True
+    """Pause and resume on events; false: on ticks only (published)."""
+
+    # Letting in
+    resume_order: str = field(
+        default="oldest", validator=validators.in_(("oldest", "first-come", "smallest", "published"))
+    )
+    """Who is let in first: who asks for longest; the program that came to the router first (program-level
+    first-come-first-served); who needs the fewest tokens; or the published scores (eq. 10), on ticks."""
+    ageing_seconds: float = 0.0
+    """With ``smallest``: each such span of waiting halves the size by which a waiter is ranked; 0: no ageing."""
+    resume_on: str = field(
+        default="prefer-origin",
+        validator=validators.in_(("prefer-origin", "origin", "resident", "roomiest", "tightest")),
+    )
+    """The last backend where it fits, else the roomiest; the last backend only; the last one only while the prefix
+    is judged to lie there; always the roomiest (published); always the one that it fills best."""
+    resident_ratio: float = 0.5
+    """With ``resident``: a prefix of which less is probably cached counts as gone."""
+    move_after_seconds: float = 0.0
+    """With ``origin`` and ``resident``: who has waited for so long may go anywhere; 0: never."""
+    low_watermark: float = 1.0
+    """lambda_min: let in on a backend only while less than this share of its capacity is used."""
+    growth_reserve: float = 0.05
+    """Share of the capacity kept free when letting in, for the growth of those already in."""
+    forced_resume: bool = False
+    """At the hold limit let the turn in over capacity (published), where ``--on-hold-limit`` does not say."""
+
+    # Accounting
+    buffer_tokens: int = 100
+    """Decode headroom per admitted program."""
+    acting_weight: float = 1.0
+    """How much the tokens of an acting program count."""
+    shared_correction: str = field(default="prefixes", validator=validators.in_(("none", "prefixes", "usage")))
+    """Beginnings that programs share count once (``prefixes``), for each (``none``), or once and corrected by the
+    engine's usage gauge as published (``usage``)."""
+    half_life_seconds: float = field(default=10.0, validator=validators.gt(0))
+    """With a decay: acting tokens count 2^(-t / half-life) after t seconds in a tool."""
+    resume_decay: bool = False
+    """Decay when letting in (the published code's ``use_acting_token_decay``)."""
+    pause_decay: bool = False
+    """Decay when pausing as well (eq. 7)."""
+
+    # Taking places away
+    high_watermark: float = 1.0
+    """lambda_max: pause above this share of the capacity."""
+    pause_order: str = field(default="smallest", validator=validators.in_(("smallest", "largest", "last-come")))
+    """Which acting, then which reasoning programs go first: the smallest (eq. 11), the largest, or the program that
+    came to the router last."""
+    idle_lease_seconds: float = 30.0
+    """Programs idle for longer may be paused for a waiter that fits nowhere, longest idle first; 0: never."""
+    quantum_turns: int = 0
+    """An admitted program that has taken so many turns yields at its next turn boundary if others wait; 0: never."""
+    quantum_seconds: float = 0.0
+    """The same after so many seconds in which its turns ran; 0: never."""
+    turns_per_program: int = 0
+    """Turns of one program that may run at once, the others wait at its place; 0: no bound."""
+
+
+PRESETS: Mapping[str, Settings] = {
+    "default": Settings(),
+    "paper": Settings(
+        tick_seconds=5.0,
+        react=False,
+        resume_order="published",
+        resume_on="roomiest",
+        growth_reserve=0.0,
+        forced_resume=True,
+        shared_correction="usage",
+        half_life_seconds=1.0,
+        idle_lease_seconds=0.0,
+    ),
+}
+
+
+def settings_from(policy: str, options: Mapping[str, str]) -> Settings:
+    """``preset`` (default, paper) first, then single options on top of it.
+
+    Raises:
+        OptionError: an unknown preset or option, or a value that it cannot have.
+    """
+    rest = dict(options)
+    preset = rest.pop("preset", "default")
+    if preset not in PRESETS:
+        raise OptionError(f"policy {policy!r}: option preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    return read_options(policy, PRESETS[preset], rest, also=("preset",))

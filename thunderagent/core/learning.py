@@ -1,0 +1,49 @@
+"""What is learned from turns as they come and go: how long tools take, and what stayed in a backend's cache."""
+
+from __future__ import annotations
+
+from thunderagent.core.backend import Backend
+from thunderagent.core.cluster import Cluster
+from thunderagent.core.commands import PrefixLost
+from thunderagent.core.program import Branch
+from thunderagent.core.tool_times import ToolTimes
+from thunderagent.core.turn import Turn
+from thunderagent.core.usage import Usage
+
+__all__ = ["LOST_RATIO", "learn_cache", "learn_tool_time"]
+
+LOST_RATIO = 0.5
+"""A prefix of which less than this share came back from the cache counts as lost."""
+
+
+def learn_tool_time(branch: Branch, cluster: Cluster) -> None:
+    """A turn of the branch arrived: the time since its last one ended was its tools'."""
+    if branch.ended_at is None or branch.program is None:
+        return
+    seconds, branch.ended_at = cluster.now - branch.ended_at, None
+    cluster.tool_times.learn(seconds)
+    if branch.program.tool_times is None:
+        branch.program.tool_times = ToolTimes()
+    branch.program.tool_times.learn(seconds)
+
+
+def learn_cache(turn: Turn, backend: Backend, usage: Usage | None) -> PrefixLost | None:
+    """A turn ended: what it found in the backend's cache, and wrote to it.
+
+    Returns a notice where most of what its conversation had left there was gone. A backend that does not tell
+    cached tokens is taken to have found what was expected, and teaches nothing.
+    """
+    expected_tokens = turn.expected_tokens
+    cached_tokens = None if usage is None else usage.cached_tokens
+    prompt_tokens = turn.prompt_tokens if usage is None else usage.prompt_tokens
+    output_tokens = turn.output_tokens if usage is None else usage.completion_tokens
+    found_tokens = expected_tokens if cached_tokens is None else cached_tokens
+    lost = None
+    if cached_tokens is not None and expected_tokens > 0:
+        expected_tokens = min(expected_tokens, prompt_tokens)
+        ratio = min(1.0, max(0, cached_tokens) / expected_tokens)
+        backend.residency.learn(turn.age_tokens, ratio)
+        if ratio < LOST_RATIO:
+            lost = PrefixLost(turn.program_id, backend.id, expected_tokens, cached_tokens)
+    backend.residency.wrote(max(0, prompt_tokens - found_tokens) + output_tokens)
+    return lost
