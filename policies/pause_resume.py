@@ -228,12 +228,13 @@ class PauseResume(Policy):
         """
         stuck, self._stuck = self._stuck, {}
         for line in cluster.waiting_lines():
-            first = line[0].turn
-            if not _asks(line[0]):
+            first = line[0]
+            if not _asks(first):
                 continue
-            least_tokens = stuck.get((first.id, line[0].need_tokens))
+            key = (first.turn.id, first.need_tokens)
+            least_tokens = stuck.get(key)
             if least_tokens is not None and not is_full and not self._rooms.any_has(backends, least_tokens):
-                self._stuck[first.id, line[0].need_tokens] = least_tokens
+                self._stuck[key] = least_tokens
                 continue
             yield from self._resume_line(line, cluster, backends)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 
 from attrs import define, field
-from sortedcontainers import SortedList
-
 from policies.pause_resume_settings import Settings
 from thunderagent.policy import BackendId, BackendView, ClusterView, ProgramView, Standing
 
@@ -23,8 +22,8 @@ class Rooms:
 
     settings: Settings
     _room: dict[BackendId, float] = field(factory=dict)
-    _order: SortedList = field(factory=SortedList)
-    """(room, backend)."""
+    _order: list[tuple[float, BackendId]] = field(factory=list)
+    """By room, ascending."""
     _guessed: dict[BackendId, int] = field(factory=dict)
     """Backends with decisions of the last batch on them; programs that those take off it, less those put on it."""
     _empty: dict[BackendId, None] = field(factory=dict)
@@ -96,7 +95,7 @@ class Rooms:
         """Count all backends again. O(backends)."""
         self._guessed, self._empty = {}, {backend.id: None for backend in cluster.backends if _is_empty(backend)}
         self._room = {backend.id: self._count(backend, cluster.now) for backend in cluster.backends}
-        self._order = SortedList((room, backend) for backend, room in self._room.items())
+        self._order = sorted((room, backend) for backend, room in self._room.items())
 
     def of(self, backend: BackendView) -> float:
         """Tokens that a newcomer may bring there, its headroom and the reserve left out; infinite while the capacity
@@ -157,9 +156,9 @@ class Rooms:
         if former == room:
             return
         if former is not None:
-            self._order.remove((former, name))
+            del self._order[bisect_left(self._order, (former, name))]
         self._room[name] = room
-        self._order.add((room, name))
+        insort(self._order, (room, name))
 
     @staticmethod
     def backends(cluster: ClusterView, ids: Iterable[BackendId]) -> Iterator[BackendView]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
-from operator import attrgetter
 from weakref import WeakValueDictionary
 
 from attrs import define, field
-from sortedcontainers import SortedKeyList
+from sortedcontainers import SortedList
 
 from thunderagent.core.backend import Backend
 from thunderagent.core.demand import Demand
@@ -33,8 +32,8 @@ class Cluster:
     idle: OrderedDict[ProgramId, Program] = field(factory=OrderedDict)
     """Programs without turns, the one idle for longest first."""
     paused_by_id: dict[ProgramId, Program] = field(factory=dict)
-    paused_idle: SortedKeyList = field(factory=lambda: SortedKeyList(key=attrgetter("size_key")))
-    """Paused programs without turns, by the tokens that they need."""
+    paused_idle: SortedList = field(factory=SortedList)
+    """``Program.size_entry`` of the paused programs without turns."""
     queue: Queue = field(factory=Queue)
     ledger: Ledger = field(factory=Ledger)
     tool_times: ToolTimes = field(factory=ToolTimes)
@@ -72,7 +71,7 @@ class Cluster:
 
     def paused_idle_smallest_first(self) -> Iterator[Program]:
         """Paused programs without a turn, by the tokens that they need."""
-        return iter(self.paused_idle)
+        return (program for _, _, program in self.paused_idle)
 
     def waiting(self) -> Iterator[Waiter]:
         """Who waits, in the order in which they began to; do not admit while iterating: return decisions."""

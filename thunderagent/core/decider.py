@@ -59,12 +59,13 @@ class Decider:
     reservations: Reservations
     unfinished: Trigger | None = None
     """Why the policy was asked for decisions of which some were left for the next tick, which is due now."""
-    _observes: bool = field(init=False)
+    observes: bool = field(init=False)
+    """Whether the policy wants to be told."""
     _budget: int = 0
     """Turns that may still be let in by the decisions at hand."""
 
     def __attrs_post_init__(self) -> None:
-        self._observes = type(self.policy).observe is not Policy.observe
+        self.observes = type(self.policy).observe is not Policy.observe
         if type(self.policy).rank is not Policy.rank:
             self.cluster.queue.rank = self._rank
 
@@ -226,8 +227,6 @@ class Decider:
 
     def serve_urgent(self) -> None:
         """Make and use room for turns that reached the hold limit."""
-        if not self.reservations:
-            return
         for waiter in self.reservations.cancel_stale():
             self.placement.expire(waiter)
         while (ready := self.reservations.ready()) is not None:
@@ -337,16 +336,13 @@ class Decider:
 
     def tell(self, event: Event) -> None:
         """Let the policy see an event before it is handled."""
-        if self._observes:
-            try:
-                self.policy.observe(event, self.cluster)
-            except Exception as error:  # as above
-                self._policy_failed("observe", error)
+        try:
+            self.policy.observe(event, self.cluster)
+        except Exception as error:  # as above
+            self._policy_failed("observe", error)
 
     def tell_notices(self, commands: Sequence[Command]) -> None:
         """Let the policy see what came of its decisions."""
-        if not self._observes:
-            return
         for command in commands:
             if isinstance(command, (Forward, Refuse, PolicyFailed)):
                 continue

@@ -106,9 +106,10 @@ def _check_programs(cluster: Cluster, found: list[str]) -> None:
             runs = any(turn.backend is program.place for turn in program.forwarded.values())
             _expect(found, f"{name}: has a running turn", runs, True)
     paused_idle = {program.id for program in cluster.paused_by_id.values() if program.is_idle}
-    _expect(found, "paused and idle programs", {program.id for program in cluster.paused_idle}, paused_idle)
-    keys = [(program.kept_tokens, program.sequence) for program in cluster.paused_idle]
-    _expect(found, "paused and idle programs sorted", keys, sorted(keys))
+    _expect(found, "paused and idle programs", {program.id for _, _, program in cluster.paused_idle}, paused_idle)
+    keys = [(tokens, sequence) for tokens, sequence, _ in cluster.paused_idle]
+    wanted = sorted((program.kept_tokens, program.sequence) for _, _, program in cluster.paused_idle)
+    _expect(found, "paused and idle programs sorted", keys, wanted)
     idle_times = [program.idle_since for program in cluster.idle.values()]
     _expect(found, "idle programs by time", idle_times, sorted(idle_times))
     _expect(found, "idle programs known", set(cluster.idle) <= set(cluster.program_by_id), True)
@@ -187,14 +188,16 @@ def _check_placed(
     cluster: Cluster, backend: Backend, placed: list[Program], own_tokens: Counter[str], found: list[str]) -> None:
     for program in placed:
         _expect(found, f"own tokens of {program.id!r}", program.own_tokens, own_tokens[program.id])
+    _expect(found, f"programs on {backend.id}", backend.program_count, len(placed))
     for standing in Standing:
         members = [program for program in placed if program.standing is standing]
         group = backend.group(standing)
         name = f"{standing.value} programs on {backend.id}"
-        _expect(found, name, {program.id for program in group.by_size}, {program.id for program in members})
+        _expect(found, name, {program.id for _, _, program in group.by_size}, {program.id for program in members})
         _expect(found, f"{name} by time", set(group.by_time), {program.id for program in members})
-        keys = [(program.own_tokens, program.sequence) for program in group.by_size]
-        _expect(found, f"{name} sorted", keys, sorted(keys))
+        keys = [(tokens, sequence) for tokens, sequence, _ in group.by_size]
+        wanted = sorted((program.own_tokens, program.sequence) for program in members)
+        _expect(found, f"{name} sorted", keys, wanted)
         total = sum(program.own_tokens for program in members)
         _expect(found, f"{standing.value} tokens on {backend.id}", group.tokens, total)
     paused = [program for program in cluster.paused_by_id.values() if program.origin == backend.id]

@@ -45,6 +45,11 @@ class Placement:
     _deadlines: SortedList = field(factory=SortedList)
     """``Turn.due`` of every held turn that has one."""
 
+    def take_commands(self) -> list[Command]:
+        """What was collected; nothing is, from then on."""
+        taken, self.commands = self.commands, []
+        return taken
+
     # Turns
 
     def hold(self, turn: Turn, reason: HoldReason) -> None:
@@ -263,12 +268,12 @@ class Placement:
         if self.cluster.idle.pop(program.id, None) is None:
             return False
         if program.status is Status.PAUSED:
-            self.cluster.paused_idle.remove(program)
+            self._forget_paused_idle(program)
         return True
 
     def _note_paused_idle(self, program: Program) -> None:
-        program.size_key = (program.kept_tokens, program.sequence)
-        self.cluster.paused_idle.add(program)
+        program.size_entry = (program.total_tokens, program.sequence, program)
+        self.cluster.paused_idle.add(program.size_entry)
 
     def _forget_pause(self, program: Program) -> None:
         """Strike a program off the lists of the paused, if it is on them."""
@@ -276,7 +281,11 @@ class Placement:
             return
         self._count_paused(program, -1)
         if program.id in self.cluster.idle:
-            self.cluster.paused_idle.remove(program)
+            self._forget_paused_idle(program)
+
+    def _forget_paused_idle(self, program: Program) -> None:
+        self.cluster.paused_idle.remove(program.size_entry)
+        program.size_entry = None
 
     @staticmethod
     def _count_paused(program: Program, count: int) -> None:

@@ -142,8 +142,8 @@ class Program:
     """Tokens charged at its place, but for shared prefixes."""
     group: Group | None = None
     """Where its place counts it."""
-    size_key: tuple[int, int] = (0, 0)
-    """Its key in the order of that group, or of the idle paused programs: tokens and sequence."""
+    size_entry: tuple[int, int, Program] | None = None
+    """Its entry in the order of that group, or of the idle paused programs: tokens, sequence, itself."""
     waiting_since: float | None = None
     """Since when it asks for a place; kept when the client gives up and sends the turn again."""
     idle_since: float = 0.0

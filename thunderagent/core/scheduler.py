@@ -108,17 +108,19 @@ class Scheduler:
         self.cluster.now, self.cluster.changed_program = now, None
         if self._next_tick_at is None and self.policy.tick_seconds is not None:
             self._next_tick_at = now + self.policy.tick_seconds
-        self._decider.tell(event)
+        if self._decider.observes:
+            self._decider.tell(event)
         trigger = self._handlers[type(event)](event)
         if trigger is not None:
-            self._decider.serve_urgent()
+            if self._reservations:
+                self._decider.serve_urgent()
             self._decider.rebalance(trigger)
-            self._decider.serve_urgent()
-        commands = list(self._placement.commands)
-        self._placement.commands.clear()
-        self._decider.tell_notices(commands)
-        commands += self._placement.commands
-        self._placement.commands.clear()
+            if self._reservations:
+                self._decider.serve_urgent()
+        commands = self._placement.take_commands()
+        if self._decider.observes:
+            self._decider.tell_notices(commands)
+            commands += self._placement.take_commands()
         self.journal.record(now, event, commands)
         return commands
 
@@ -126,8 +128,11 @@ class Scheduler:
         """The clock reading at which ``Tick`` is to be sent; None: nothing is due, ever. O(1)."""
         if self._decider.unfinished is not None:
             return self.cluster.now
-        deadlines = [self._placement.next_deadline(), self._next_tick_at, self._next_expiry()]
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+        earliest_at = self._placement.next_deadline()
+        for at in (self._next_tick_at, self._next_expiry()):
+            if at is not None and (earliest_at is None or at < earliest_at):
+                earliest_at = at
+        return earliest_at
 
     # Turns
 
