@@ -141,7 +141,8 @@ def test_labels_are_few_and_take_only_values_of_their_enums(metrics: Metrics) ->
             for label, value in sample.labels.items():
                 seen.setdefault(label, set()).add(value)
     assert seen.pop("backend") == {BACKEND}
-    assert len(seen.pop("le")) <= 20
+    assert len(seen.pop("le")) <= 30
+    assert seen.pop("quantile") == {"0.5", "0.9", "0.99"}
     assert {(label, value) for label in seen for value in seen[label] - BOUNDED_LABELS[label]} == set()
 
 

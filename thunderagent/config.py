@@ -224,7 +224,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "on_hold_limit",
         lambda value: OnHoldLimit(_choice(*(limit.value for limit in OnHoldLimit))(value)),
-        "What then: head (make room, never overcommit), force, refuse. Default head.",
+        "What then: head (make room, never overcommit), force, refuse. Unset: as the policy has it.",
         "|".join(limit.value for limit in OnHoldLimit),
     ),
     Option("program_ttl_seconds", _seconds, "Idle programs are forgotten after this; 0: never. Default 3600."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from itertools import count
 
@@ -34,6 +35,7 @@ _NOTICE_EVENTS: dict[type[object], str] = {
     commands.ProgramMoved: "program.moved",
     commands.ProgramForced: "program.forced",
     commands.ProgramExpired: "program.expired",
+    commands.PrefixLost: "program.prefix_lost",
     commands.DecisionRejected: "policy.decision_rejected",
     commands.PolicyFailed: "policy.failed",
 }
@@ -176,12 +178,13 @@ class Gateway:
 
     def handle(self, event: Event) -> None:
         """Give the scheduler an event and carry out what comes of it."""
-        now = self.clock.now()
+        now, began = self.clock.now(), time.perf_counter()
         try:
             produced = self.scheduler.handle(event, now)
         except Exception:
             _log.exception("scheduler.failed", event_given=str(event), journal=self.scheduler.journal.lines()[-20:])
             raise
+        self.metrics.scheduling_seconds.observe(time.perf_counter() - began)
         self._carry_out(produced)
         self._arm_timer()
 

@@ -37,11 +37,14 @@ async def test_turns_add_up_in_programs(stack: Stack) -> None:
         "state": "active",
         "scheduling_status": "admitted",
         "footprint_tokens": first["usage"]["total_tokens"] + second["usage"]["total_tokens"],
+        "resident_ratio": program["resident_ratio"],
+        "tool_seconds_p50": None,
         "turns_running": 0,
         "turns_held": 0,
         "conversations": 2,
         "waiting_seconds": None,
     }
+    assert 0.9 < program["resident_ratio"] <= 1.0
     (listed,) = (await router.programs()).values()
     assert set(listed) == {*program, "idle_seconds"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterator
+from typing import Any
 
 from attrs import Factory, define, field
 
@@ -91,7 +92,7 @@ class Group:
             decay.add(tokens, program.acting_since)
 
 
-def _group(standing: Standing) -> Factory[Group]:
+def _group(standing: Standing) -> Any:
     return Factory(lambda: Group(standing))
 
 

@@ -45,7 +45,7 @@ from thunderagent.core.turn import Turn, TurnStatus
 
 __all__ = ["DECISIONS_PER_EVENT", "Decider"]
 
-DECISIONS_PER_EVENT = 256
+DECISIONS_PER_EVENT = 64
 """So many are carried out for one event; the policy is asked for the rest at once, but after other events."""
 
 

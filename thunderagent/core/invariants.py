@@ -13,7 +13,7 @@ from thunderagent.core.cluster import Cluster
 from thunderagent.core.ids import PrefixKey
 from thunderagent.core.program import Branch, Program, Standing, Status
 from thunderagent.core.queue import LineKey
-from thunderagent.core.turn import TurnStatus
+from thunderagent.core.turn import NO_TURNS, TurnStatus
 
 __all__ = ["InvariantViolated", "check", "violations"]
 
@@ -43,6 +43,7 @@ def check(cluster: Cluster) -> None:
 def violations(cluster: Cluster) -> list[str]:
     """Every difference between the books and a recount, in words; empty when they agree."""
     found: list[str] = []
+    _expect(found, "what stands for no turns", NO_TURNS, {})
     _check_turns(cluster, found)
     _check_programs(cluster, found)
     _check_queue(cluster, found)

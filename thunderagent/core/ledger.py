@@ -18,7 +18,7 @@ from thunderagent.core.estimate import Ratio
 from thunderagent.core.events import Prefix
 from thunderagent.core.ids import PrefixKey
 from thunderagent.core.program import Branch, Program
-from thunderagent.core.turn import Turn, TurnStatus
+from thunderagent.core.turn import Turn, TurnStatus, with_turn, without_turn
 
 __all__ = ["Ledger"]
 
@@ -64,11 +64,12 @@ class Ledger:
         turn.expected_tokens = history.cached_tokens(backend, turn.body_bytes)
         if turn.expected_tokens:
             turn.age_tokens = backend.residency.age_tokens(history.mark_tokens)
-        turn.branch.forwarded[turn.id] = backend.forwarded[turn.id] = turn
+        backend.forwarded[turn.id] = turn
+        turn.branch.forwarded = with_turn(turn.branch.forwarded, turn)
         if program is None:
             self.settle(turn.branch, backend)
             return
-        program.forwarded[turn.id] = turn
+        program.forwarded = with_turn(program.forwarded, turn)
         self.settle(turn.branch, backend)
         if program.place is not None:
             program.place.file(program)
@@ -79,13 +80,13 @@ class Ledger:
         assert backend is not None
         assert turn.forwarded_at is not None
         seconds = now - turn.forwarded_at
-        del turn.branch.forwarded[turn.id]
+        turn.branch.forwarded = without_turn(turn.branch.forwarded, turn)
         del backend.forwarded[turn.id]
         turn.status, turn.backend, turn.forwarded_at = status, None, None
         if program is None:
             self.settle(turn.branch, backend)
             return backend
-        del program.forwarded[turn.id]
+        program.forwarded = without_turn(program.forwarded, turn)
         if not program.forwarded:
             program.acting_since = now
         self.settle(turn.branch, backend)

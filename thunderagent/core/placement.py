@@ -28,7 +28,7 @@ from thunderagent.core.ids import BranchId, TurnId
 from thunderagent.core.program import Branch, Program, Status
 from thunderagent.core.queue import Waiter
 from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
-from thunderagent.core.turn import Turn, TurnStatus
+from thunderagent.core.turn import Turn, TurnStatus, with_turn, without_turn
 
 __all__ = ["Placement"]
 
@@ -65,7 +65,7 @@ class Placement:
             since = program.waiting_since
         is_first, turn.hold_reason = turn.hold_reason is None, reason
         if program is not None:
-            program.held[turn.id] = turn
+            program.held = with_turn(program.held, turn)
             if not turn.waits_alone:
                 turn.branch.hold(turn)
             self.note_activity(program)
@@ -94,7 +94,7 @@ class Placement:
         """Take the turn out of the queue, to be forwarded, placed afresh or forgotten."""
         program = turn.program
         if program is not None:
-            del program.held[turn.id]
+            program.held = without_turn(program.held, turn)
             if not turn.waits_alone:
                 turn.branch.unhold(turn)
         self.cluster.queue.remove(turn)

@@ -406,7 +406,7 @@ class Policy(ABC):
     def rebalance(self, cluster: ClusterView, trigger: Trigger) -> Iterable[Decision]:
         """Decisions after events that free or take tokens, and on ticks. Default: offer held turns again.
 
-        The first 256 are carried out; where there are more, it is called again at once, after other events.
+        The first 64 are carried out; where there are more, it is called again at once, after other events.
         """
         is_of_use = cluster.waiting_count and trigger is not Trigger.TURN_HELD
         return (Reconsider(),) if is_of_use else ()

@@ -19,10 +19,10 @@ from thunderagent.core.commands import PauseReason
 from thunderagent.core.estimate import History
 from thunderagent.core.ids import BackendId, BranchId, PrefixKey, ProgramId, TurnId
 from thunderagent.core.tool_times import ToolTimes
+from thunderagent.core.turn import NO_TURNS, Turn
 
 if TYPE_CHECKING:
     from thunderagent.core.backend import Backend, Charge, Group
-    from thunderagent.core.turn import Turn
 
 __all__ = ["TRANSITIONS", "Branch", "IllegalTransition", "Program", "Standing", "Status"]
 
@@ -83,7 +83,7 @@ class Branch:
     prefixes: tuple[PrefixKey, ...] = ()
     prefix_tokens: int = 0
     """Tokens of all of ``prefixes``."""
-    forwarded: dict[TurnId, Turn] = field(factory=dict)
+    forwarded: dict[TurnId, Turn] = NO_TURNS
     charges: dict[Backend, Charge] = field(factory=dict)
     """By backend, not by its id: one that was removed and added again holds nothing of the former's."""
     used_at: float = 0.0
@@ -136,8 +136,8 @@ class Program:
     last_place: tuple[Backend, int] | None = None
     """Its last place, and which life of that backend's cache it was."""
     branches: dict[BranchId, Branch] = field(factory=dict)
-    forwarded: dict[TurnId, Turn] = field(factory=dict)
-    held: dict[TurnId, Turn] = field(factory=dict)
+    forwarded: dict[TurnId, Turn] = NO_TURNS
+    held: dict[TurnId, Turn] = NO_TURNS
     own_tokens: int = 0
     """Tokens charged at its place, but for shared prefixes."""
     group: Group | None = None

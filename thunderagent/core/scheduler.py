@@ -390,10 +390,10 @@ class Scheduler:
             self._decider.place(turn)
 
     def _next_expiry(self) -> float | None:
-        ttl_seconds = self.settings.program_ttl_seconds
-        if ttl_seconds <= 0 or not self.cluster.idle:
+        ttl_seconds, idle = self.settings.program_ttl_seconds, self.cluster.idle
+        if not idle or ttl_seconds <= 0:
             return None
-        return next(iter(self.cluster.idle.values())).idle_since + ttl_seconds
+        return next(iter(idle.values())).idle_since + ttl_seconds
 
     def _hold_limit_reached(self, turn: Turn) -> None:
         """A held turn waited for too long."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from thunderagent.core.backend import Backend
     from thunderagent.core.program import Branch, Program
 
-__all__ = ["Serving", "Turn", "TurnStatus"]
+__all__ = ["NO_TURNS", "Serving", "Turn", "TurnStatus", "with_turn", "without_turn"]
 
 
 class TurnStatus(Enum):
@@ -109,3 +109,22 @@ class Turn:
 
     def __repr__(self) -> str:
         return f"<Turn {self.id} of {self.program_id!r} {self.status.value}>"
+
+
+NO_TURNS: dict[TurnId, Turn] = {}
+"""Stands for every empty collection of turns, and is never changed: most programs run and hold none, and a dict that
+was emptied keeps its memory."""
+
+
+def with_turn(turns: dict[TurnId, Turn], turn: Turn) -> dict[TurnId, Turn]:
+    """The turns, changed in place where there are any, and this one."""
+    if not turns:
+        return {turn.id: turn}
+    turns[turn.id] = turn
+    return turns
+
+
+def without_turn(turns: dict[TurnId, Turn], turn: Turn) -> dict[TurnId, Turn]:
+    """The turns but for this one, which is among them."""
+    del turns[turn.id]
+    return turns or NO_TURNS

@@ -28,6 +28,8 @@ def program_json(program: Program, state: State) -> dict[str, Any]:
         "state": _STATES[program.status],
         "scheduling_status": program.status.value,
         "footprint_tokens": cluster.footprint_tokens(program),
+        "resident_ratio": round(cluster.resident_ratio(program), 3),
+        "tool_seconds_p50": _rounded(None if program.tool_times is None else program.tool_times.quantile_seconds(0.5)),
         "turns_running": len(program.forwarded),
         "turns_held": len(program.held),
         "conversations": len(program.branches),
@@ -153,6 +155,10 @@ def _engine_metrics(entry: Any) -> dict[str, Any] | None:
         "last_updated": entry.observed_at,
         "history_size": 1,
     }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 def _since(now: float, at: float | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -18,6 +19,8 @@ from thunderagent.core.usage import Outcome, Usage
 
 __all__ = ["Metrics"]
 
+_SCHEDULING_SECONDS = (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1)
+_TOOL_QUANTILES = (0.5, 0.9, 0.99)
 _SECONDS = (0.005, 0.02, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 
 
@@ -56,6 +59,12 @@ class Metrics:
         self.turn_seconds = Histogram(
             "thunderagent_turn_seconds", "Arrival to the end of the answer.", buckets=_SECONDS, registry=registry
         )
+        self.scheduling_seconds = Histogram(
+            "thunderagent_scheduling_seconds",
+            "What the scheduler takes for an event, during which every other request waits.",
+            buckets=_SCHEDULING_SECONDS,
+            registry=registry,
+        )
         self._per_backend: list[Counter] = []
         self.backend_turns = self._of_backend("thunderagent_backend_turns", "Turns forwarded.")
         self.prompt_tokens = self._of_backend("thunderagent_prompt_tokens", "Prompt tokens reported.")
@@ -63,6 +72,12 @@ class Metrics:
         self.completion_tokens = self._of_backend("thunderagent_completion_tokens", "Completion tokens reported.")
         self.forward_failures = self._of_backend(
             "thunderagent_forward_failures", "Turns that a backend gave no answer to."
+        )
+        self.prefix_lost = self._of_backend(
+            "thunderagent_prefix_lost", "Turns that found most of their conversation's prefix evicted."
+        )
+        self.prefix_lost_tokens = self._of_backend(
+            "thunderagent_prefix_lost_tokens", "Prompt tokens that were prefilled anew for that."
         )
         registry.register(_ClusterCollector(cluster))
 
@@ -91,6 +106,9 @@ class Metrics:
             self.forced.inc()
         elif isinstance(notice, commands.ProgramExpired):
             self.expiries.inc()
+        elif isinstance(notice, commands.PrefixLost):
+            self.prefix_lost.labels(notice.backend).inc()
+            self.prefix_lost_tokens.labels(notice.backend).inc(notice.expected_tokens - notice.cached_tokens)
         elif isinstance(notice, commands.DecisionRejected):
             self.decisions_rejected.inc()
         elif isinstance(notice, commands.PolicyFailed):
@@ -130,7 +148,7 @@ class Metrics:
 
 
 class _ClusterCollector(Collector):
-    """Gauges read from the running totals at the time of a scrape; O(backends + programs for the count by status)."""
+    """Gauges read from the running totals at the time of a scrape; O(backends)."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -152,6 +170,13 @@ class _ClusterCollector(Collector):
         held = GaugeMetricFamily("thunderagent_turns_held", "Turns that wait in the router.")
         held.add_metric([], cluster.queue.turn_count)
         yield held
+        tools = GaugeMetricFamily(
+            "thunderagent_tool_seconds", "Between the turns of a conversation, by quantile.", labels=["quantile"]
+        )
+        for share in _TOOL_QUANTILES:
+            seconds = cluster.tool_times.quantile_seconds(share)
+            tools.add_metric([str(share)], math.nan if seconds is None else seconds)
+        yield tools
         forwarded = GaugeMetricFamily("thunderagent_turns_forwarded", "Turns that run.", labels=["backend"])
         healthy = GaugeMetricFamily("thunderagent_backend_available", "Whether it takes turns.", labels=["backend"])
         capacity = GaugeMetricFamily("thunderagent_capacity_tokens", "Usable KV tokens.", labels=["backend"])
