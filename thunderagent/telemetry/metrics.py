@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -175,7 +174,8 @@ class _ClusterCollector(Collector):
         )
         for share in _TOOL_QUANTILES:
             seconds = cluster.tool_times.quantile_seconds(share)
-            tools.add_metric([str(share)], math.nan if seconds is None else seconds)
+            if seconds is not None:
+                tools.add_metric([str(share)], seconds)
         yield tools
         forwarded = GaugeMetricFamily("thunderagent_turns_forwarded", "Turns that run.", labels=["backend"])
         healthy = GaugeMetricFamily("thunderagent_backend_available", "Whether it takes turns.", labels=["backend"])
