@@ -71,7 +71,9 @@ class Load:
     def _new_agent(self) -> _Agent:
         self._numbers += 1
         turns = self.random.randint(1, 2 * TURNS_PER_PROGRAM - 1)
-        return _Agent(ProgramId(f"run-{self._numbers:08d}"), turns, round(PROMPT_TOKENS * self.random.uniform(0.3, 1.7)))
+        return _Agent(
+            ProgramId(f"run-{self._numbers:08d}"), turns, round(PROMPT_TOKENS * self.random.uniform(0.3, 1.7))
+        )
 
     def _plan(self, at: float, what: str, who: Any) -> None:
         self._numbers += 1

@@ -194,23 +194,48 @@ def test_pause_looks_at_few_of_many_programs(monkeypatch: pytest.MonkeyPatch) ->
     assert 1 <= looked_at <= 10
 
 
-def test_hundreds_of_programs_under_pressure_leave_no_one_hanging(monkeypatch: pytest.MonkeyPatch) -> None:
-    """500 programs at once, clients that leave at random: all end, nothing leaks."""
-    draw, driver = random.Random(1), SchedulerDriver(PauseResume())
-    driver.add("A", 20_000)
-    driver.add("B", 20_000)
+class Untouchable(list):
+    """Has a length, and fails the test that looks inside."""
+
+    def __iter__(self):
+        pytest.fail("it looked at the programs one by one")
+
+
+def test_reading_room_sums_over_no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2,000 programs none is looked at to say what is accounted, free, acting or waiting."""
+    driver = SchedulerDriver(Scripted(where_it_fits))
     monkeypatch.setattr(SchedulerDriver, "verify", lambda self: None)  # a recount after each event takes too long
-    for index in range(500):
-        driver.arrive(f"p{index}", draw.randint(200, 2_000))
+    driver.add("A", 2_000 * 1_000)
+    for index in range(2_500):
+        driver.arrive(f"p{index}", 1_000)
+    backend, cluster = driver.backend("A"), driver.cluster
+    for group in backend.groups:
+        group.by_size, group.by_time = Untouchable(group.by_size), Untouchable(group.by_time)
+    read = (backend.accounted_tokens, backend.free_tokens, backend.reasoning_tokens, backend.acting_tokens)
+    assert read == (2_000_000, 0, 2_000_000, 0)
+    assert (backend.program_count, backend.turn_count, cluster.program_count) == (2_000, 2_000, 2_500)
+    assert (cluster.waiting_count, len(cluster.paused)) == (500, 0)
+
+
+def test_two_thousand_programs_in_groups_hang_and_leak_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,048 at once in groups of 8 on one prompt, clients that leave at random: all end, nothing leaks."""
+    draw, driver = random.Random(1), SchedulerDriver(PauseResume())
+    monkeypatch.setattr(SchedulerDriver, "verify", lambda self: None)  # a recount after each event takes too long
+    driver.add("A", 60_000)
+    driver.add("B", 60_000)
+    for index in range(2_048):
+        prompt = Prefix(PrefixKey(f"task-{index // 8}"), 400 * BYTES_PER_TOKEN)
+        driver.arrive(f"p{index}", draw.randint(500, 2_000), prefixes=[prompt])
     while driver.running:
-        turn = draw.choice(sorted(driver.running))
+        turn = draw.choice(list(driver.running))
+        program = driver.running[turn].program
         if draw.random() < 0.2:
-            driver.abandon(turn, after=0.1)
+            driver.abandon(turn, after=0.01)
         else:
-            driver.finish(turn, after=0.1)
+            driver.finish(turn, after=0.01)
         if driver.held and draw.random() < 0.2:
-            driver.abandon(draw.choice(sorted(driver.held)))
-        for program in [name for name, entry in driver.cluster.program_by_id.items() if entry.is_idle]:
+            driver.abandon(draw.choice(list(driver.held)))
+        if program in driver.cluster.program_by_id:
             driver.release(program)
     monkeypatch.undo()
     driver.verify()

@@ -49,7 +49,10 @@ EXAMPLES, STEPS, SEEDS = (600, 80, 60) if LONG else (25, 40, 2)
 BACKENDS = st.sampled_from([BackendId(name) for name in "ABC"])
 PREFIXES = [Prefix(PrefixKey("system"), 1_200), Prefix(PrefixKey("task"), 800)]
 USAGES = st.none() | st.builds(
-    Usage, st.sampled_from([-1, 0, 10, 500, 4_000, 10**9]), st.sampled_from([-1, 0, 50, 10**9]), st.none()
+    Usage,
+    prompt_tokens=st.sampled_from([-1, 0, 10, 500, 4_000, 10**9]),
+    completion_tokens=st.sampled_from([-1, 0, 50, 10**9]),
+    cached_tokens=st.sampled_from([None, -1, 0, 300, 4_000, 10**9]),
 )
 LIMITS = st.builds(
     SchedulerSettings,
@@ -62,6 +65,10 @@ LIMITS = st.builds(
     max_programs=st.sampled_from([3, 100]),
     max_failed_sends=st.sampled_from([0, 1]),
 )
+
+
+STEPS_TAKEN = [0]
+"""Steps of all searches so far, each followed by a recount."""
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -152,8 +159,18 @@ class SchedulerMachine(RuleBasedStateMachine):
     def tick(self) -> None:
         self.driver.send(events.Tick())
 
+    @precondition(lambda self: self.driver.held)
+    @rule(index=st.integers(0, 99), after=st.sampled_from([0.0, 1.0, 200.0]))
+    def send_again(self, index: int, after: float) -> None:
+        """A client gives up on a held turn, and sends it again at once or much later."""
+        turn = sorted(self.driver.held)[index % len(self.driver.held)]
+        arrived = self.driver.held[turn]
+        self.driver.abandon(turn)
+        self.driver.arrive_again(arrived, after)
+
     @invariant()
     def policy_is_lawful(self) -> None:
+        STEPS_TAKEN[0] += 1
         if self.is_lawful and hasattr(self, "driver"):
             self.driver.check_policy()
 
@@ -185,6 +202,15 @@ def test_any_order_of_events_leaves_the_books_balanced(name: str) -> None:
 def test_any_order_of_events_under_a_harmful_policy_leaves_the_books_balanced() -> None:
     """Illegal decisions and exceptions at random cost no turn and no token."""
     explore(lambda: Adversary(0), is_lawful=False)
+
+
+@pytest.mark.skipif(not LONG, reason="the long profile only")
+def test_long_profile_takes_two_hundred_thousand_steps(request: pytest.FixtureRequest) -> None:
+    """What ``make test-long`` is for; a part of the searches alone proves nothing about their number."""
+    searches = [item for item in request.session.items if "any_order_of_events" in item.name]
+    if len(searches) < len(POLICIES) + 1:
+        pytest.skip("not all searches were asked for")
+    assert STEPS_TAKEN[0] >= 200_000
 
 
 def tight(mode: OnHoldLimit, max_hold_seconds: float) -> SchedulerSettings:

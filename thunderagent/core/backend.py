@@ -5,9 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
 
-from attrs import Factory, define, field
+from attrs import define, field
 
 from thunderagent.core.decay import DecayedTokens
 from thunderagent.core.ids import BackendId, PrefixKey, ProgramId, TurnId
@@ -92,10 +91,6 @@ class Group:
             decay.add(tokens, program.acting_since)
 
 
-def _group(standing: Standing) -> Any:
-    return Factory(lambda: Group(standing))
-
-
 @define(eq=False, repr=False)
 class Backend:
     """One inference server as the scheduler sees it. ``models`` and ``capacity_tokens`` are None while unknown."""
@@ -115,9 +110,9 @@ class Backend:
     """``running_tokens`` at the time of which ``kv_usage_ratio`` tells."""
     program_count: int = 0
     """Programs that have their place here."""
-    reasoning: Group = _group(Standing.REASONING)
-    acting: Group = _group(Standing.ACTING)
-    yielding: Group = _group(Standing.YIELDING)
+    reasoning: Group = field(factory=lambda: Group(Standing.REASONING))
+    acting: Group = field(factory=lambda: Group(Standing.ACTING))
+    yielding: Group = field(factory=lambda: Group(Standing.YIELDING))
     accounted_tokens: int = 0
     """All that its turns and placed programs need resident, shared prefixes counted once."""
     guest_tokens: int = 0

@@ -141,8 +141,10 @@ class ProgramExpired:
 
 @frozen
 class PrefixLost:
-    """A turn came back to the backend of the one before it, and most of what that had left was not cached any more:
-    the backend evicted it, and prefilled it anew. ``expected_tokens`` of the former prompt, ``cached_tokens`` found."""
+    """A turn came back to the backend of the one before it, which had evicted most of what that had left.
+
+    ``expected_tokens`` of the former prompt, of which ``cached_tokens`` were found; the others were prefilled anew.
+    """
 
     program: ProgramId | None
     backend: BackendId

@@ -186,7 +186,8 @@ def _check_backend(cluster: Cluster, backend: Backend, branches: list[Branch], f
 
 
 def _check_placed(
-    cluster: Cluster, backend: Backend, placed: list[Program], own_tokens: Counter[str], found: list[str]) -> None:
+    cluster: Cluster, backend: Backend, placed: list[Program], own_tokens: Counter[str], found: list[str]
+) -> None:
     for program in placed:
         _expect(found, f"own tokens of {program.id!r}", program.own_tokens, own_tokens[program.id])
     _expect(found, f"programs on {backend.id}", backend.program_count, len(placed))

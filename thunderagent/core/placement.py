@@ -24,7 +24,7 @@ from thunderagent.core.commands import (
     TurnHeld,
 )
 from thunderagent.core.events import Prefix
-from thunderagent.core.ids import BranchId, TurnId
+from thunderagent.core.ids import BranchId
 from thunderagent.core.program import Branch, Program, Status
 from thunderagent.core.queue import Waiter
 from thunderagent.core.settings import OnHoldLimit, SchedulerSettings

@@ -319,7 +319,6 @@ class ClusterView(Protocol):
     def backend(self, backend: BackendId) -> BackendView | None:
         """One that takes turns, by its id; None for any other."""
 
-
     def line_of(self, turn: Any) -> Sequence[WaiterView]:
         """The line that a turn which has just arrived would join."""
 

@@ -29,7 +29,7 @@ def program_json(program: Program, state: State) -> dict[str, Any]:
         "scheduling_status": program.status.value,
         "footprint_tokens": cluster.footprint_tokens(program),
         "resident_ratio": round(cluster.resident_ratio(program), 3),
-        "tool_seconds_p50": _rounded(None if program.tool_times is None else program.tool_times.quantile_seconds(0.5)),
+        "tool_seconds_p50": _tool_seconds(program),
         "turns_running": len(program.forwarded),
         "turns_held": len(program.held),
         "conversations": len(program.branches),
@@ -157,7 +157,8 @@ def _engine_metrics(entry: Any) -> dict[str, Any] | None:
     }
 
 
-def _rounded(seconds: float | None) -> float | None:
+def _tool_seconds(program: Program) -> float | None:
+    seconds = None if program.tool_times is None else program.tool_times.quantile_seconds(0.5)
     return None if seconds is None else round(seconds, 3)
 
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from thunderagent.core import events, invariants
 from thunderagent.core.backend import Backend
 from thunderagent.core.cluster import Cluster
-from thunderagent.core.commands import Command, DecisionRejected, Forward, PolicyFailed, Refuse
+from thunderagent.core.commands import Command, DecisionRejected, Forward, PolicyFailed, Refuse, RefuseCode
+from thunderagent.core.estimate import is_credible
 from thunderagent.core.events import Event, Prefix
 from thunderagent.core.ids import BackendId, BranchId, ProgramId, TurnId
 from thunderagent.core.policy import Policy
 from thunderagent.core.program import Program
-from thunderagent.core.scheduler import Scheduler
+from thunderagent.core.scheduler import DUE_PER_TICK, Scheduler
 from thunderagent.core.settings import SchedulerSettings
-from thunderagent.core.turn import TurnStatus
+from thunderagent.core.turn import Turn, TurnStatus
 from thunderagent.core.usage import Outcome, Usage
 
 __all__ = ["BYTES_PER_TOKEN", "SchedulerDriver"]
@@ -60,6 +61,7 @@ class SchedulerDriver:
     commands: list[Command] = field(factory=list)
     """Every command and notice so far."""
     _backends: dict[BackendId, _KnownBackend] = field(factory=dict)
+    _arrived_at: dict[TurnId, float] = field(factory=dict)
     _turns: int = 0
 
     def __attrs_post_init__(self) -> None:
@@ -104,6 +106,7 @@ class SchedulerDriver:
             IllegalEvent: as ``Scheduler.handle``; the driver's books have not changed then either.
             AssertionError: a check failed.
         """
+        finished = self._finished(event)
         commands = self.scheduler.handle(event, self.now + after)
         self.now += after
         self._note(event)
@@ -111,6 +114,10 @@ class SchedulerDriver:
             self._carry_out(command)
         self.commands += commands
         self.verify()
+        if finished is not None:
+            self._check_left(*finished)
+        if isinstance(event, events.Tick) and len(self.held) <= DUE_PER_TICK:
+            self._check_none_overdue()
         return commands
 
     def add(
@@ -136,6 +143,13 @@ class SchedulerDriver:
         body_bytes = tokens * BYTES_PER_TOKEN
         arrived = events.TurnArrived(turn, name, BranchId(branch), model, body_bytes, tuple(prefixes))
         self.send(arrived, after)
+        return turn
+
+    def arrive_again(self, arrived: events.TurnArrived, after: float = 0.0) -> TurnId:
+        """A client sends a turn again that it gave up on; returns the new id."""
+        self._turns += 1
+        turn = TurnId(self._turns)
+        self.send(evolve(arrived, turn=turn), after)
         return turn
 
     def finish(
@@ -226,6 +240,7 @@ class SchedulerDriver:
         match event:
             case events.TurnArrived():
                 self.held[event.turn] = event
+                self._arrived_at[event.turn] = self.now
             case events.ForwardFailed():
                 self.held[event.turn] = self.running.pop(event.turn)
                 del self.where[event.turn]
@@ -267,6 +282,37 @@ class SchedulerDriver:
         elif isinstance(command, Refuse):
             assert command.turn in self.held, f"{command}: the turn is not held"
             del self.held[command.turn]
+            if command.code is RefuseCode.HOLD_LIMIT:
+                waited_seconds = self.now - self._arrived_at[command.turn]
+                assert waited_seconds >= self.settings.max_hold_seconds, f"{command}: it waited {waited_seconds} s"
+
+    def _finished(self, event: Event) -> tuple[Turn, Usage] | None:
+        """The turn whose usage, reported by this event, is to be what its conversation leaves."""
+        if not isinstance(event, events.TurnFinished) or event.usage is None:
+            return None
+        turn = self.cluster.turn_by_id.get(event.turn)
+        if turn is None or turn.backend is None or turn.program is None:
+            return None
+        return (turn, event.usage) if is_credible(event.usage, turn.backend.capacity_tokens) else None
+
+    def _check_left(self, turn: Turn, usage: Usage) -> None:
+        """What a turn reported is what counts of its conversation from then on, where its program is still known.
+
+        Raises:
+            AssertionError: something else counts.
+        """
+        program, branch = turn.program, turn.branch
+        if program is None or self.cluster.program(program.id) is not program or branch.id not in program.branches:
+            return
+        if program.place is None or program.place.serves(turn.model):
+            left_tokens = usage.prompt_tokens + usage.completion_tokens
+            assert branch.kept_tokens == left_tokens, f"{turn} left {left_tokens}, {branch.kept_tokens} are counted"
+
+    def _check_none_overdue(self) -> None:
+        for turn_id in self.held:
+            deadline_at = self.cluster.turn_by_id[turn_id].deadline_at
+            is_overdue = deadline_at is not None and deadline_at < self.now
+            assert not is_overdue, f"turn {turn_id} was due at {deadline_at} and still waits at {self.now}"
 
     def verify(self) -> None:
         """Recount the scheduler's books and compare them with the driver's.
@@ -288,6 +334,10 @@ class SchedulerDriver:
             assert waiter is not None
             is_limited = self.settings.max_hold_seconds > 0 and not waiter.is_urgent
             assert not is_limited or turn.deadline_at is not None, f"turn {turn.id} is held for ever"
+            if turn.deadline_at is not None:
+                due_at, next_at = turn.deadline_at, self.scheduler.next_deadline()
+                is_seen_to = next_at is not None and next_at <= due_at
+                assert is_seen_to, f"turn {turn.id} is due at {due_at}, the next tick at {next_at}"
 
     def check_policy(self) -> None:
         """Check that no decision of the policy was rejected and that it never raised.
