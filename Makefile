@@ -49,9 +49,12 @@ demo: setup ## run real mini-swe-agent through the router, on two emulated engin
 test: setup ## pass every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-.PHONY: test-long test-network
-test-long: setup ## the long profile of the property tests
+.PHONY: test-long test-planted test-network
+test-long: setup test-planted ## the long profile of the property tests, and the planted bugs
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/core/test_state_machine.py --timeout 3600 $(PYTEST_ARGS)
+
+test-planted: setup ## bugs planted on purpose: each must be found by the tests
+	$(BIN)/python tests/planted/plant.py
 
 test-network: setup ## the tests that need a package index: all extras resolve together
 	$(BIN)/python -m pytest -m network --timeout 600 $(PYTEST_ARGS)
@@ -75,6 +78,7 @@ typecheck: setup ## mypy, strict
 bench-smoke: setup ## the benchmarks, in small
 	$(BIN)/python -m benchmarks.router --smoke
 	$(BIN)/python -m benchmarks.emulator --seconds 1 --streams 20
+	$(BIN)/python -m benchmarks.scheduler --smoke
 
 swebench-lite: setup ## mini-swe-agent on SWE-bench Lite: BACKENDS=... MODEL=... [PORT WORKERS OUTPUT SUBSET POLICY DRY_RUN=1]
 	$(BIN)/python -m examples.swebench.lite --backends '$(BACKENDS)' --model '$(MODEL)' --port '$(PORT)' \
