@@ -105,7 +105,7 @@ def test_overflow_marks_as_many_as_it_takes_not_everybody() -> None:
 def test_shared_tokens_are_corrected_for() -> None:
     """Programs on one prefix fit where their sum would not."""
     prefix = Prefix(PrefixKey("system"), 4_000 * BYTES_PER_TOKEN)
-    driver = SchedulerDriver(LeastKv())
+    driver = SchedulerDriver(LeastKv.from_options({"growth_reserve": "0"}))
     driver.add("A", 10_000)
     turns = [driver.arrive(f"p{index}", 5_000, prefixes=[prefix]) for index in range(6)]
     assert set(turns) == set(driver.running)

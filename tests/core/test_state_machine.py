@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -35,14 +36,29 @@ from thunderagent.policy import BackendId, Policy, PrefixKey, TurnId
 from thunderagent.testing.runs import random_run
 from thunderagent.testing.scheduler_driver import SchedulerDriver
 
+VARIANTS: dict[str, dict[str, str]] = {
+    "paper": {"preset": "paper"},
+    "paper decay": {"preset": "paper", "resume_decay": "true"},
+    "decay": {"resume_decay": "true", "pause_decay": "true", "half_life_seconds": "3"},
+    "pause decay": {"pause_decay": "true", "acting_weight": "0.5"},
+    "origin": {"resume_on": "origin", "move_after_seconds": "20", "quantum_seconds": "5"},
+    "resident": {"resume_on": "resident"},
+    "tightest": {"resume_on": "tightest", "pause_order": "largest"},
+    "smallest": {"resume_order": "smallest", "ageing_seconds": "30"},
+    "rotating": {"resume_order": "first-come", "pause_order": "last-come", "quantum_turns": "2"},
+    "one turn": {"turns_per_program": "1"},
+    "gauge": {"shared_correction": "usage", "low_watermark": "0.7", "high_watermark": "0.9"},
+    "unshared": {"shared_correction": "none", "idle_lease_seconds": "2"},
+}
+"""Of ``pause-resume``, so that each of its options is on in one of them."""
+
 POLICIES: dict[str, Callable[[], Policy]] = {
     "round-robin": RoundRobin,
     "affinity": Affinity,
     "least-kv": LeastKv,
     "least-kv overflow": lambda: LeastKv.from_options({"overflow": "true"}),
     "pause-resume": PauseResume,
-    "pause-resume paper": lambda: PauseResume.from_options({"preset": "paper"}),
-    "pause-resume decay": lambda: PauseResume.from_options({"half_life_seconds": "3", "pause_decay": "true"}),
+    **{f"pause-resume {name}": partial(PauseResume.from_options, options) for name, options in VARIANTS.items()},
 }
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 EXAMPLES, STEPS, SEEDS = (600, 80, 60) if LONG else (25, 40, 2)

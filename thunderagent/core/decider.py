@@ -214,7 +214,7 @@ class Decider:
         except Exception as error:  # as above
             self._policy_failed("rebalance", error)
         self.cluster.changed.clear()
-        self._budget = DECISIONS_PER_EVENT
+        self._budget, before = DECISIONS_PER_EVENT, len(self.placement.commands)
         for decision in decisions:
             if not isinstance(decision, (Admit, AdmitTurn, Move, Pause, Reconsider, Yield)):
                 self._rejected(repr(decision), "not a decision")
@@ -222,16 +222,26 @@ class Decider:
             reason = self._apply(decision)
             if reason is not None:
                 self._rejected(repr(decision), reason)
-        if len(decisions) == DECISIONS_PER_EVENT or self._budget == 0:
+        told = islice(self.placement.commands, before, None)
+        made_progress = any(not isinstance(command, (DecisionRejected, PolicyFailed)) for command in told)
+        if made_progress and (len(decisions) == DECISIONS_PER_EVENT or self._budget == 0):
             self.unfinished = trigger
 
-    def serve_urgent(self) -> None:
-        """Make and use room for turns that reached the hold limit."""
-        for waiter in self.reservations.cancel_stale():
-            self.placement.expire(waiter)
-        while (ready := self.reservations.ready()) is not None:
+    def serve_urgent(self, trigger: Trigger) -> None:
+        """Make and use room for turns that reached the hold limit, where something changed, on ticks everywhere."""
+        cluster, reservations = self.cluster, self.reservations
+        program = None if trigger is Trigger.BACKENDS_CHANGED else cluster.changed_program
+        if program is not None or trigger is Trigger.BACKENDS_CHANGED:
+            for waiter in reservations.cancel_stale(program):
+                self.placement.expire(waiter)
+        is_full = trigger in (Trigger.TICK, Trigger.BACKENDS_CHANGED)
+        while True:
+            looked_at = [*cluster.changed, *(reservations.backends() if is_full else ())]
+            ready = reservations.ready(looked_at)
+            if ready is None:
+                return
             waiter, turn, backend = ready
-            self.reservations.cancel(waiter)
+            reservations.cancel(waiter)
             self.admit_turn(turn, backend)
 
     def _apply(self, decision: Decision) -> str | None:

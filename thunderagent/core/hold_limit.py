@@ -7,6 +7,9 @@ When the tokens are free the turn is forwarded.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
+
 from attrs import define, field
 
 from thunderagent.core.backend import Backend
@@ -19,6 +22,9 @@ from thunderagent.core.queue import Waiter
 from thunderagent.core.turn import Turn
 
 __all__ = ["Reservations", "roomiest_for"]
+
+_LOOK_AT = 16
+"""Waiters with room reserved elsewhere that a backend with room to spare is offered to."""
 
 
 def roomiest_for(turn: Turn) -> Backend:
@@ -37,7 +43,7 @@ class _Reservation:
     def turn(self) -> Turn | None:
         """The waiter's first turn that can run on the backend; None once there is none."""
         turns = self.waiter.turns.values()
-        return next((turn for turn in turns if self.backend in turn.eligible_backends), None)
+        return next((turn for turn in turns if turn.may_run_on(self.backend)), None)
 
     def resize(self, tokens: int) -> None:
         if tokens != self.tokens:
@@ -90,21 +96,32 @@ class Reservations:
             self._drop(reservation)
             self.cluster.queue.set_urgent(waiter, False)
 
-    def cancel_stale(self) -> list[Waiter]:
-        """Give up the room on backends that were lost or no longer serve the waiter's turns; returns the waiters."""
-        waiters = [waiter for waiter, reservation in self._by_waiter.items() if reservation.turn is None]
-        for waiter in waiters:
-            self.cancel(waiter)
+    def cancel_stale(self, program: Program | None = None) -> list[Waiter]:
+        """Give up the room on backends that were lost or no longer serve the waiter's turns; returns the waiters.
+
+        Where backends changed all of them are looked at, else the program's that an event was about. O(those).
+        """
+        waiter = None if program is None else self.cluster.queue.of_program(program)
+        looked_at = self._by_waiter if program is None else () if waiter is None else (waiter,)
+        waiters = [entry for entry in looked_at if entry in self._by_waiter and self._by_waiter[entry].turn is None]
+        for entry in waiters:
+            self.cancel(entry)
         return waiters
 
-    def ready(self) -> tuple[Waiter, Turn, Backend] | None:
+    def ready(self, backends: Iterable[Backend]) -> tuple[Waiter, Turn, Backend] | None:
         """A waiter whose room is free by now, if any; displaces programs for those that lack room.
 
-        O(backends with reservations), and O(backends) more for each of them that lacks room.
+        ``backends``: where something changed. O(those).
         """
-        for of_backend in list(self._by_backend.values()):
+        for backend in backends:
+            of_backend = self._by_backend.get(backend)
+            if of_backend is None:
+                found = self._ready_elsewhere(backend)
+                if found is not None:
+                    return found
+                continue
             reservation = next(iter(of_backend.values()))
-            turn, backend = reservation.turn, reservation.backend
+            turn = reservation.turn
             if turn is None:
                 continue
             reservation.resize(self._needed_tokens(turn, backend))
@@ -112,22 +129,29 @@ class Reservations:
                 self._displace(backend)
             if self._has_room(backend, reservation.tokens):
                 return reservation.waiter, turn, backend
-            elsewhere = next((entry for entry in turn.eligible_backends if self._has_spare_room(turn, entry)), None)
-            if elsewhere is not None:
-                self._drop(reservation)
-                self._reserve_on(reservation.waiter, turn, elsewhere)
-                return reservation.waiter, turn, elsewhere
         return None
+
+    def _ready_elsewhere(self, backend: Backend) -> tuple[Waiter, Turn, Backend] | None:
+        """Who may go to a backend on which nothing is reserved instead of where room is made: one of the first."""
+        if not backend.is_available:
+            return None
+        for waiter, reservation in islice(self._by_waiter.items(), _LOOK_AT):
+            turn = next((turn for turn in waiter.turns.values() if turn.may_run_on(backend)), None)
+            if turn is not None and self._has_room(backend, self._needed_tokens(turn, backend)):
+                self._drop(reservation)
+                self._reserve_on(waiter, turn, backend)
+                return waiter, turn, backend
+        return None
+
+    def backends(self) -> list[Backend]:
+        """Those with reservations."""
+        return list(self._by_backend)
 
     @staticmethod
     def _has_room(backend: Backend, tokens: int) -> bool:
         if backend.capacity_tokens is None or backend.accounted_tokens == 0:
             return True
         return backend.accounted_tokens + tokens <= backend.capacity_tokens
-
-    def _has_spare_room(self, turn: Turn, backend: Backend) -> bool:
-        """Whether the turn fits there without a place that is reserved for another."""
-        return backend not in self._by_backend and self._has_room(backend, self._needed_tokens(turn, backend))
 
     def _displace(self, backend: Backend) -> None:
         """Have as many programs yield as the reserved tokens need, those served for longest first."""

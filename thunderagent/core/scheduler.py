@@ -113,10 +113,10 @@ class Scheduler:
         trigger = self._handlers[type(event)](event)
         if trigger is not None:
             if self._reservations:
-                self._decider.serve_urgent()
+                self._decider.serve_urgent(trigger)
             self._decider.rebalance(trigger)
             if self._reservations:
-                self._decider.serve_urgent()
+                self._decider.serve_urgent(trigger)
         commands = self._placement.take_commands()
         if self._decider.observes:
             self._decider.tell_notices(commands)
