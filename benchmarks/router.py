@@ -16,13 +16,12 @@ import json
 import multiprocessing
 import os
 import platform
-import socket
 import statistics
-import subprocess
-import sys
 import time
 import urllib.request
 from multiprocessing.connection import Connection
+
+from benchmarks.processes import cpu_seconds, free_port, json_answer, start_router
 
 CONNECTIONS = 16
 _ANSWER_BODY = json.dumps(
@@ -35,10 +34,6 @@ _ANSWER_BODY = json.dumps(
     }
 ).encode()
 _MODELS_BODY = b'{"object":"list","data":[{"id":"stub","object":"model"}]}'
-
-
-def _answer(body: bytes) -> bytes:
-    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
 class _Stub(asyncio.Protocol):
@@ -62,7 +57,7 @@ class _Stub(asyncio.Protocol):
         if len(self._buffer) < end + 4 + size:
             return
         del self._buffer[: end + 4 + size]
-        self._transport.write(_answer(_MODELS_BODY if head.startswith(b"get") else _ANSWER_BODY))
+        self._transport.write(json_answer(_MODELS_BODY if head.startswith(b"get") else _ANSWER_BODY))
 
 
 async def _serve_stub(control: Connection) -> None:
@@ -109,39 +104,6 @@ async def _load(port: int, requests: int, size_kb: int) -> tuple[float, list[flo
     return len(latencies_ms) / (time.perf_counter() - started), latencies_ms
 
 
-def _cpu_seconds(pid: int) -> float:
-    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _start_router(stub_port: int, port: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "thunderagent", "serve", "--backends", f"http://127.0.0.1:{stub_port}"]
-    router = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"])
-    deadline_at = time.monotonic() + 20
-    while not _is_ready(port):
-        if time.monotonic() > deadline_at or router.poll() is not None:
-            router.terminate()
-            raise SystemExit("the router did not start")
-        time.sleep(0.05)
-    return router
-
-
-def _is_ready(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1):
-            return True
-    except OSError:
-        return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _measure(stub_port: int, port: int, pid: int, requests: int, sizes_kb: list[int]) -> None:
     print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print(f"{CONNECTIONS} connections, {requests} requests each way")
@@ -149,9 +111,9 @@ def _measure(stub_port: int, port: int, pid: int, requests: int, sizes_kb: list[
     for size_kb in sizes_kb:
         asyncio.run(_load(port, CONNECTIONS * 2, size_kb))
         direct_rate, direct_ms = asyncio.run(_load(stub_port, requests, size_kb))
-        cpu_before = _cpu_seconds(pid)
+        cpu_before = cpu_seconds(pid)
         rate, routed_ms = asyncio.run(_load(port, requests, size_kb))
-        cpu_ms = (_cpu_seconds(pid) - cpu_before) * 1000 / len(routed_ms)
+        cpu_ms = (cpu_seconds(pid) - cpu_before) * 1000 / len(routed_ms)
         print(
             f"{size_kb:7d} | {direct_rate:12.0f} | {rate:12.0f} | {statistics.median(direct_ms):13.2f} | "
             f"{statistics.median(routed_ms):13.2f} | {cpu_ms:17.3f}"
@@ -169,8 +131,8 @@ def main() -> None:
     ours, theirs = multiprocessing.Pipe()
     stub = multiprocessing.get_context("spawn").Process(target=_stub_process, args=(theirs,), daemon=True)
     stub.start()
-    stub_port, port = ours.recv(), _free_port()
-    router = _start_router(stub_port, port)
+    stub_port, port = ours.recv(), free_port()
+    router = start_router([stub_port], port, "--log-level", "warning")
     try:
         _measure(stub_port, port, router.pid, requests, [int(size) for size in sizes.split(",")])
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/debug/invariants", timeout=5) as page:

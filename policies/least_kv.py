@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
-from attrs import define, field, frozen
+from attrs import define, field
 
+from policies.least_kv_room import Options, Room
 from policies.options import read_options
 from thunderagent.policy import (
+    AdmitTurn,
     BackendId,
     BackendView,
     ClusterView,
     Decision,
-    Pause,
     Policy,
+    ProgramId,
     Reconsider,
+    Status,
     Trigger,
+    TurnId,
     TurnView,
-    roomiest,
+    WaiterView,
 )
 
 __all__ = ["LeastKv"]
-
-
-@frozen
-class _Options:
-    overflow: bool = False
 
 
 @define(eq=False)
@@ -34,56 +33,172 @@ class LeastKv(Policy):
     """Capacity-aware placement by turn.
 
     A turn goes to its program's place while its growth fits there, else to the roomiest backend that fits the
-    whole program. Where none fits it is held, oldest first; ``overflow=true`` sends it to the roomiest instead.
-    Idle programs keep their tokens accounted, but they cannot stop everybody: where turns wait for a backend on
-    which none runs, the programs idle there for longest are paused until the oldest one fits.
+    whole program and keeps a reserve. Where none fits it is held, oldest first; ``overflow=true`` never holds.
+    Idle programs make room for who waits: at once where no turn runs, elsewhere when their lease is over.
     """
 
     name: ClassVar[str] = "least-kv"
-    _options: _Options = field(factory=_Options)
+    tick_seconds = 1.0
+    _options: Options = field(factory=Options)
+    _room: Room = field(init=False)
+    _grown: dict[BackendId, dict[ProgramId, None]] = field(factory=dict)
+    """Programs that outgrew their place and wait there, in the order in which they began to."""
+    _stuck: set[tuple[TurnId, int]] = field(factory=set)
+    """The first of each line, with its need, that fitted on no backend: looked at again where accounts change."""
+
+    def __attrs_post_init__(self) -> None:
+        self._room = Room(self._options)
 
     @classmethod
     def from_options(cls, options: Mapping[str, str]) -> LeastKv:
-        """``overflow`` (false): never hold."""
-        return cls(read_options(cls.name, _Options(), options))
+        """See ``Options``."""
+        return cls(read_options(cls.name, Options(), options))
+
+    # One turn
 
     def admit(self, turn: TurnView, cluster: ClusterView) -> BackendId | None:
-        """The place if it fits, else the roomiest that fits, else hold. O(backends)."""
-        place = turn.place
+        """The place if it fits, else the roomiest that fits, else hold. O(backends).
+
+        A program that moves passes those who wait for a place: it frees about what it takes.
+        """
+        place, room = turn.place, self._room
         if place is not None and cluster.fits(turn, place):
             return place.id
-        fitting = [backend for backend in turn.eligible_backends if cluster.fits(turn, backend)]
-        if fitting:
-            return roomiest(fitting).id
+        if self._options.overflow or place is not None or not _is_late(turn, cluster):
+            chosen = room.roomiest(turn, cluster)
+            if chosen is not None:
+                return chosen.id
         if self._options.overflow:
-            return roomiest(turn.eligible_backends).id
+            return room.least_overcommitted(turn, cluster).id
+        if place is not None:
+            if place.turn_count == 0 and place.program_count == 1 and not place.reserved_tokens:
+                return place.id  # it would wait for itself
+            assert turn.program is not None
+            self._grown.setdefault(place.id, {})[turn.program.id] = None
         return None
 
-    def rebalance(self, cluster: ClusterView, trigger: Trigger) -> Sequence[Decision]:
-        """Offer held turns again, after pausing idle programs where nothing runs any more."""
-        if not cluster.waiting_count:
-            return ()
-        decisions: list[Decision] = []
-        quiet = {backend.id for backend in cluster.backends if backend.turn_count == 0}
-        for line in cluster.waiting_lines() if quiet else ():
-            turn = line[0].turn
-            if any(cluster.fits(turn, backend) for backend in turn.eligible_backends):
-                continue
-            chosen = next((backend for backend in turn.eligible_backends if backend.id in quiet), None)
-            if chosen is not None:
-                quiet.discard(chosen.id)
-                decisions += self._make_room(turn, chosen, cluster)
-        return (*decisions, Reconsider())
+    # Those who wait
 
-    @staticmethod
-    def _make_room(turn: TurnView, backend: BackendView, cluster: ClusterView) -> list[Decision]:
-        free_tokens = backend.free_tokens
-        assert free_tokens is not None  # unknown capacity fits all
-        needed_tokens, paused = cluster.added_tokens(turn, backend), list[Decision]()
-        for program in backend.longest_idle_first():
-            if free_tokens >= needed_tokens:
-                break
-            if program is not turn.program:
-                paused.append(Pause(program.id))
-                free_tokens += program.own_tokens
-        return paused
+    def rebalance(self, cluster: ClusterView, trigger: Trigger) -> Sequence[Decision]:
+        """Let in who fits by now, and pause idle programs for who does not.
+
+        O(lines x changed backends), all backends on ticks and for each new first of a line.
+        """
+        if not cluster.waiting_count:
+            self._grown.clear()
+            self._stuck.clear()
+            return ()
+        is_full = trigger is Trigger.TICK or trigger is Trigger.BACKENDS_CHANGED
+        if is_full:
+            self._grown = _grown_by_place(cluster)
+            self._stuck.clear()
+        decisions: list[Decision] = []
+        used: set[BackendId] = set()
+        for backend in cluster.backends if is_full else _changed(cluster):
+            growing = list(self._let_grow(backend, cluster)) if backend.id in self._grown else []
+            if growing:
+                used.add(backend.id)
+                decisions += growing
+        return (*decisions, *self._let_in(cluster, used, is_full=is_full))
+
+    def _let_grow(self, backend: BackendView, cluster: ClusterView) -> Iterator[Decision]:
+        """Forward turns that wait at their place, in their order, up to the first that does not fit.
+
+        If that is the very first, idle programs make room for it.
+        """
+        free_tokens, taken_tokens, is_first = backend.free_tokens, 0, True
+        for turn in self._growing(backend, cluster):
+            needed_tokens = cluster.added_tokens(turn, backend)
+            if free_tokens is None or taken_tokens + needed_tokens <= free_tokens:
+                taken_tokens, is_first = taken_tokens + needed_tokens, False
+                yield AdmitTurn(turn.id, backend.id)
+                continue
+            made = self._room.make(turn, (backend,), cluster) if is_first else None
+            if made is not None:
+                yield from made[1]
+                yield AdmitTurn(turn.id, backend.id)
+            return
+
+    def _growing(self, backend: BackendView, cluster: ClusterView) -> Iterator[TurnView]:
+        """Turns that wait at the backend for their program to grow; forgets the programs without any."""
+        names = self._grown[backend.id]
+        for name in list(names):
+            program, is_there = cluster.program(name), False
+            if program is not None and program.status is Status.ADMITTED:
+                for turn in program.held_turns():
+                    if turn.place is backend and turn.may_run_on(backend):
+                        is_there = True
+                        yield turn
+            if not is_there:
+                del names[name]
+
+    def _let_in(self, cluster: ClusterView, used: set[BackendId], *, is_full: bool) -> Iterator[Decision]:
+        """Have the lines offered again if the first of one fits somewhere, or idle programs made room for it.
+
+        Who waits at its place was looked at everywhere when it was held.
+        """
+        stuck, self._stuck = self._stuck, set()
+        changed, is_helped = cluster.changed_backends, False
+        for line in cluster.waiting_lines():
+            first = _first(line)
+            if first is None:
+                continue
+            turn, key = first.turn, (first.turn.id, first.need_tokens)
+            backends = turn.eligible_backends
+            if key in stuck or (turn.place is not None and not is_full):
+                backends = [backend for backend in changed if turn.may_run_on(backend)]
+            if self._room.roomiest(turn, cluster, backends) is not None:
+                is_helped = True
+                continue
+            unused = (backend for backend in backends if backend.id not in used)
+            made = self._room.make(turn, unused, cluster) if turn.place is None else None
+            if made is None:
+                self._stuck.add(key)
+                continue
+            is_helped = True
+            used.add(made[0].id)
+            yield from made[1]
+        if is_helped:
+            yield Reconsider()
+
+
+def _is_late(turn: TurnView, cluster: ClusterView) -> bool:
+    """Whether the turn has to wait behind others: those of its line who asked before it or at the same time.
+
+    A program of which a turn waits already goes in with that: when its turn in the line comes, or, at the hold limit,
+    when the scheduler has made the room.
+    """
+    first, program = _first(cluster.line_of(turn)), turn.program
+    if first is not None and first.turn.id == turn.id:
+        return False
+    if program is None or turn.waits_alone:
+        return first is not None
+    if first is not None and first.program is program:
+        return False
+    if next(program.held_turns(), None) is not None:
+        return True
+    since = program.waiting_since
+    return first is not None and (since is None or first.since <= since)
+
+
+def _first(line: Sequence[WaiterView]) -> WaiterView | None:
+    """The first in the line who has a backend to go to: some have tried all of theirs just now."""
+    return next((waiter for waiter in line if waiter.turn.eligible_backends), None)
+
+
+def _changed(cluster: ClusterView) -> Sequence[BackendView]:
+    """Backends whose accounts changed, and the place of the program that the event is about."""
+    changed, program = cluster.changed_backends, cluster.changed_program
+    if program is None or program.place is None or program.place in changed:
+        return changed
+    return (*changed, program.place)
+
+
+def _grown_by_place(cluster: ClusterView) -> dict[BackendId, dict[ProgramId, None]]:
+    """O(programs that wait at their place)."""
+    grown: dict[BackendId, dict[ProgramId, None]] = {}
+    for line in cluster.waiting_lines():
+        for waiter in line if line[0].turn.place is not None else ():
+            if waiter.turn.place is not None and waiter.program is not None:
+                grown.setdefault(waiter.turn.place.id, {})[waiter.program.id] = None
+    return grown

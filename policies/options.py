@@ -42,9 +42,11 @@ def read_options(
 
 
 def _wanted(validator: Any) -> str:
-    """What a validator of attrs asks for, in words: one of some choices, or a number above a bound."""
+    """What a validator of attrs asks for, in words: one of some choices, or a number above or below a bound."""
     choices = getattr(validator, "options", None)
-    return " or ".join(choices) if choices else f"above {validator.bound}"
+    if choices:
+        return " or ".join(choices)
+    return f"{'below' if validator.compare_op == '<' else 'above'} {validator.bound}"
 
 
 def _read(policy: str, name: str, text: str, kind: type[Any]) -> Any:

@@ -7,23 +7,30 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 
 from attrs import define, field
+
 from policies.pause_resume_settings import Settings
-from thunderagent.policy import BackendId, BackendView, ClusterView, ProgramView, Standing
+from thunderagent.policy import BackendId, BackendView, ClusterView, DemandView, ProgramView, Standing
 
 __all__ = ["Rooms"]
+
+
+_UNKNOWN_CAPACITY = 2.0**50
+"""Tokens: more than any cache holds, and small enough for a float to count single ones beside it."""
 
 
 @define(eq=False)
 class Rooms:
     """Room per backend, kept from call to call: only backends whose accounts changed are counted again.
 
-    What a batch of decisions takes and frees is added at once, and replaced by the true count at the next ``refresh``.
+    What a batch of decisions takes and frees is added at once, and replaced by the true count at the next
+    ``refresh``.
     """
 
     settings: Settings
     _room: dict[BackendId, float] = field(factory=dict)
-    _order: list[tuple[float, BackendId]] = field(factory=list)
-    """By room, ascending."""
+    _order: list[tuple[float, int, BackendId]] = field(factory=list)
+    """(-room, position among the backends, backend): the roomiest first."""
+    _position: dict[BackendId, int] = field(factory=dict)
     _guessed: dict[BackendId, int] = field(factory=dict)
     """Backends with decisions of the last batch on them; programs that those take off it, less those put on it."""
     _empty: dict[BackendId, None] = field(factory=dict)
@@ -55,70 +62,85 @@ class Rooms:
         return -max(0.0, min(backend.observed_running_tokens, backend.running_tokens) - in_use_tokens)
 
     def weight(self, program: ProgramView, standing: Standing, now: float, *, decayed: bool) -> float:
-        """What the program's own tokens count on its backend."""
-        settings = self.settings
-        if standing is not Standing.ACTING:
-            return program.own_tokens
-        tokens = program.own_tokens * settings.acting_weight
-        if decayed:
-            tokens *= 2.0 ** -((now - program.acting_since) / settings.half_life_seconds)
+        """What the backend's count falls by when the program leaves, its headroom left out."""
+        settings, own_tokens = self.settings, program.own_tokens
+        tokens = float(own_tokens)
+        if standing is Standing.ACTING:
+            tokens *= settings.acting_weight
+            if decayed:
+                tokens *= 2.0 ** -((now - program.acting_since) / settings.half_life_seconds)
+        if settings.shared_correction == "none":
+            tokens += max(0, program.need_tokens - own_tokens)
         return tokens
+
+    def added_tokens(self, demand: DemandView, backend: BackendView) -> int:
+        """What the backend's count grows by when this comes, its headroom left out."""
+        if self.settings.shared_correction == "none" and not demand.charged:
+            return demand.tokens
+        return demand.added_tokens(backend)
 
     def excess(self, backend: BackendView, now: float) -> float:
         """Tokens over the high watermark once those that yield have left."""
         if backend.capacity_tokens is None:
             return 0.0
         settings = self.settings
-        leaving_tokens = backend.yielding_tokens + settings.buffer_tokens * backend.count(Standing.YIELDING)
+        leaving_tokens = backend.yielding_tokens
+        if leaving_tokens:
+            leaving_tokens += settings.buffer_tokens * backend.count(Standing.YIELDING)
         limit_tokens = settings.high_watermark * backend.capacity_tokens
         return self.used(backend, now, decayed=settings.pause_decay) - leaving_tokens - limit_tokens
 
     def _count(self, backend: BackendView, now: float) -> float:
-        if backend.capacity_tokens is None:
-            return math.inf
-        settings = self.settings
+        settings, capacity_tokens = self.settings, backend.capacity_tokens
         used_tokens = self.used(backend, now, decayed=settings.resume_decay) + backend.reserved_tokens
-        limit_tokens = (settings.high_watermark - settings.growth_reserve) * backend.capacity_tokens
+        if capacity_tokens is None:
+            return _UNKNOWN_CAPACITY - used_tokens
+        limit_tokens = (settings.high_watermark - settings.growth_reserve) * capacity_tokens
         room_tokens = limit_tokens - used_tokens - settings.buffer_tokens
-        is_open = used_tokens <= settings.low_watermark * backend.capacity_tokens
-        return room_tokens if is_open else min(0.0, room_tokens)
+        open_tokens = settings.low_watermark * capacity_tokens - used_tokens
+        return room_tokens if open_tokens >= 0 else min(open_tokens, room_tokens)
 
     # The order
 
-    def refresh(self, cluster: ClusterView) -> None:
-        """Count the backends again whose accounts changed."""
+    def refresh(self, cluster: ClusterView) -> list[BackendView]:
+        """Count the backends again whose accounts changed; returns those of them that have outgrown their cache."""
         guessed, self._guessed = self._guessed, {}
-        for backend in (*self.backends(cluster, guessed), *cluster.changed_backends):
-            self._set(backend, self._count(backend, cluster.now))
+        now, changed = cluster.now, cluster.changed_backends
+        for backend in (*self.backends(cluster, guessed), *changed) if guessed else changed:
+            self._set(backend, self._count(backend, now))
+        return [backend for backend in changed if self.excess(backend, now) > 0]
 
-    def rebuild(self, cluster: ClusterView) -> None:
-        """Count all backends again. O(backends)."""
+    def rebuild(self, cluster: ClusterView) -> list[BackendView]:
+        """Count all backends again; returns those that have outgrown their cache. O(backends)."""
+        now = cluster.now
         self._guessed, self._empty = {}, {backend.id: None for backend in cluster.backends if _is_empty(backend)}
-        self._room = {backend.id: self._count(backend, cluster.now) for backend in cluster.backends}
-        self._order = sorted((room, backend) for backend, room in self._room.items())
+        self._room = {backend.id: self._count(backend, now) for backend in cluster.backends}
+        self._position = {backend: position for position, backend in enumerate(self._room)}
+        self._order = sorted((-room, self._position[backend], backend) for backend, room in self._room.items())
+        return [backend for backend in cluster.backends if self.excess(backend, now) > 0]
 
     def of(self, backend: BackendView) -> float:
-        """Tokens that a newcomer may bring there, its headroom and the reserve left out; infinite while the capacity
-        is unknown."""
+        """Tokens that a newcomer may bring there, its headroom and the reserve left out. Negative above a watermark;
+        more than any cache has while the capacity is unknown, and the most where the least is accounted."""
         return self._room.get(backend.id, 0.0)
 
     def roomiest_first(self, cluster: ClusterView, at_least_tokens: float = -math.inf) -> Iterator[BackendView]:
         """Backends with that much room or more, then the empty ones; do not change the rooms while iterating."""
-        for room, backend_id in reversed(self._order):
-            if room < at_least_tokens:
+        for negative_room, _, backend_id in self._order:
+            if -negative_room < at_least_tokens:
                 break
             backend = cluster.backend(backend_id)
             if backend is not None:
                 yield backend
-        yield from self.backends(cluster, self._empty)
+        yield from self.empty(cluster)
 
     def any_has(self, backends: Iterable[BackendView], tokens: float) -> bool:
         """Whether one of them has that much room, or is empty."""
         return any(self._room.get(backend.id, 0.0) >= tokens or backend.id in self._empty for backend in backends)
 
-    def has_empty(self) -> bool:
-        """Whether a backend has no program and no turn."""
-        return bool(self._empty)
+    def empty(self, cluster: ClusterView) -> Iterator[BackendView]:
+        """Backends without programs and turns."""
+        return self.backends(cluster, self._empty)
 
     def total(self) -> float:
         """Of all backends, with the headroom of one newcomer each; those that are over the limit left out.
@@ -150,15 +172,16 @@ class Rooms:
         name = backend.id
         if self.left(backend) == 0 and _is_empty(backend, placed=False):
             self._empty[name] = None
-        else:
+        elif self._empty:
             self._empty.pop(name, None)
         former = self._room.get(name)
         if former == room:
             return
+        position = self._position.setdefault(name, len(self._position))
         if former is not None:
-            del self._order[bisect_left(self._order, (former, name))]
+            del self._order[bisect_left(self._order, (-former, position, name))]
         self._room[name] = room
-        insort(self._order, (room, name))
+        insort(self._order, (-room, position, name))
 
     @staticmethod
     def backends(cluster: ClusterView, ids: Iterable[BackendId]) -> Iterator[BackendView]:

@@ -68,7 +68,7 @@ def test_options_reach_the_policy() -> None:
     """``--policy-option`` ends in the policy's settings."""
     policy = make_policy("pause-resume", {"preset": "paper", "buffer_tokens": "7"})
     assert isinstance(policy, PauseResume)
-    assert (policy.settings.order, policy.settings.buffer_tokens) == ("smallest", 7)
+    assert (policy.settings.resume_order, policy.settings.buffer_tokens) == ("published", 7)
 
 
 def test_list_shows_each_policy_its_distribution_and_first_line() -> None:

@@ -52,13 +52,13 @@ SAMPLES = {
     "port": _numbers(1, 0, 65535),
     "policy": _words("affinity", "least-kv", "round-robin"),
     "policy_options": Sample(
-        ("preset=paper", "order=a=b"),
+        ("preset=paper", "resume_order=a=b"),
         "preset=default, react=false",
-        "{react = true, buffer_tokens = 7, half_life_seconds = 0.5, order = 'smallest'}",
+        "{react = true, buffer_tokens = 7, half_life_seconds = 0.5, resume_order = 'smallest'}",
         (
-            {"preset": "paper", "order": "a=b"},
+            {"preset": "paper", "resume_order": "a=b"},
             {"preset": "default", "react": "false"},
-            {"react": "true", "buffer_tokens": "7", "half_life_seconds": "0.5", "order": "smallest"},
+            {"react": "true", "buffer_tokens": "7", "half_life_seconds": "0.5", "resume_order": "smallest"},
         ),
     ),
     "capacity_tokens": _numbers(1, 2, 3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from policies.affinity import Affinity
 from policies.least_kv import LeastKv
 from policies.pause_resume import PauseResume
 from policies.round_robin import RoundRobin
+from thunderagent.core.commands import TurnHeld
 from thunderagent.policy import Pause, Policy, ProgramId
 from thunderagent.testing import PolicyContract
 
@@ -52,8 +54,77 @@ class TestPauseResumePaper(PolicyContract):
     make_policy = staticmethod(lambda: PauseResume.from_options({"preset": "paper"}))
 
 
+def pause_resume(**options: str) -> Callable[[], Policy]:
+    """Builds ``pause-resume`` with these options."""
+    return staticmethod(lambda: PauseResume.from_options(options))
+
+
+class TestPauseResumePaperDecay(PolicyContract):
+    make_policy = pause_resume(preset="paper", resume_decay="true")
+
+
 class TestPauseResumeDecay(PolicyContract):
-    make_policy = staticmethod(lambda: PauseResume.from_options({"half_life_seconds": "10", "pause_decay": "true"}))
+    make_policy = pause_resume(resume_decay="true", pause_decay="true")
+
+
+class TestPauseResumeResumeDecay(PolicyContract):
+    make_policy = pause_resume(resume_decay="true", half_life_seconds="3")
+
+
+class TestPauseResumePauseDecay(PolicyContract):
+    make_policy = pause_resume(pause_decay="true", half_life_seconds="3", acting_weight="0.5")
+
+
+class TestPauseResumeOrigin(PolicyContract):
+    make_policy = pause_resume(resume_on="origin", move_after_seconds="20")
+
+
+class TestPauseResumeOriginQuantum(PolicyContract):
+    make_policy = pause_resume(resume_on="origin", quantum_seconds="5")
+
+
+class TestPauseResumeResident(PolicyContract):
+    make_policy = pause_resume(resume_on="resident")
+
+
+class TestPauseResumeTightest(PolicyContract):
+    make_policy = pause_resume(resume_on="tightest", pause_order="largest")
+
+
+class TestPauseResumeSmallest(PolicyContract):
+    make_policy = pause_resume(resume_order="smallest", ageing_seconds="30")
+
+
+class TestPauseResumeRotating(PolicyContract):
+    make_policy = pause_resume(resume_order="first-come", pause_order="last-come", quantum_turns="2")
+
+
+class TestPauseResumeOneTurn(PolicyContract):
+    make_policy = pause_resume(turns_per_program="1")
+
+    def test_ample_room_holds_nobody(self) -> None:
+        """But turns beside another one of their program: here each program has one."""
+        self._hold_nobody(10_000_000)
+
+    def test_unknown_capacity_is_no_reason_to_hold(self) -> None:
+        """Likewise."""
+        self._hold_nobody(None)
+
+    def _hold_nobody(self, capacity_tokens: int | None) -> None:
+        driver = self._driver(capacity_tokens)
+        for index in range(30):
+            driver.arrive(f"p{index}", 50_000)
+            driver.arrive(None, 500)
+        assert (driver.told(TurnHeld), len(driver.running)) == ([], 60)
+        driver.check_policy()
+
+
+class TestPauseResumeGauge(PolicyContract):
+    make_policy = pause_resume(shared_correction="usage", low_watermark="0.7", high_watermark="0.9")
+
+
+class TestPauseResumeUnshared(PolicyContract):
+    make_policy = pause_resume(shared_correction="none", react="false")
 
 
 class TestThirdPartyExample(PolicyContract):

@@ -1,0 +1,182 @@
+"""Whom ``pause-resume`` takes the place away: where the cache is outgrown, and for the sake of those who wait."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Sequence
+
+from attrs import define, field
+
+from policies.pause_resume_places import Places, asks
+from policies.pause_resume_rooms import Rooms
+from policies.pause_resume_settings import Settings
+from thunderagent.policy import (
+    BackendId,
+    BackendView,
+    ClusterView,
+    Decision,
+    Pause,
+    ProgramId,
+    ProgramView,
+    Standing,
+    Status,
+    TurnId,
+    WaiterView,
+    Yield,
+)
+
+__all__ = ["Pauses"]
+
+
+@define(eq=False)
+class Pauses:
+    """Decides on pauses, and counts them in ``rooms`` at once."""
+
+    settings: Settings
+    rooms: Rooms
+    places: Places
+    _leaving: set[ProgramId] = field(factory=set)
+    """Programs that the batch of decisions at hand sends off."""
+    _rotating: tuple[ProgramId | TurnId, BackendId] | None = field(init=False, default=None)
+    """The waiter for which programs at the end of their quantum make room, and where."""
+
+    def begin(self) -> None:
+        """A new batch of decisions."""
+        self._leaving.clear()
+
+    def sends_off(self, program: ProgramView) -> bool:
+        """Whether this batch does."""
+        return program.id in self._leaving
+
+    # Where the cache is outgrown
+
+    def outgrown(self, cluster: ClusterView, backends: Sequence[BackendView]) -> Iterator[Decision]:
+        """Acting programs at once, then reasoning ones at their boundary (eq. 11); never the last of a backend."""
+        settings, rooms, now = self.settings, self.rooms, cluster.now
+        for backend in backends:
+            excess_tokens = rooms.excess(backend, now)
+            left = rooms.left(backend) - backend.count(Standing.YIELDING)
+            for standing in (Standing.ACTING, Standing.REASONING):
+                for program in self._in_order(backend, standing):
+                    if excess_tokens <= 0 or left <= 1:
+                        break
+                    weight_tokens = rooms.weight(program, standing, now, decayed=settings.pause_decay)
+                    excess_tokens -= weight_tokens + settings.buffer_tokens
+                    left -= 1
+                    if standing is Standing.ACTING:
+                        yield self._pause(program, backend, now)
+                    else:
+                        self._leaving.add(program.id)
+                        yield Yield(program.id)
+
+    def _in_order(self, backend: BackendView, standing: Standing) -> Iterator[ProgramView]:
+        order = self.settings.pause_order
+        if order == "smallest":
+            return backend.smallest_first(standing)
+        if order == "largest":
+            return backend.largest_first(standing)
+        return iter(sorted(backend.smallest_first(standing), key=lambda program: -program.sequence))
+
+    def _pause(self, program: ProgramView, backend: BackendView, now: float) -> Pause:
+        self._leaving.add(program.id)
+        self.rooms.leave(backend, program, now)
+        return Pause(program.id)
+
+    # For a waiter, at the end of a quantum
+
+    def end_quantum(self, cluster: ClusterView) -> Iterator[Decision]:
+        """The program whose turn just ended makes room if it had its quantum and somebody waits for that room.
+
+        One backend makes room for one waiter: on all of them, many programs would leave for one that comes.
+        """
+        program = cluster.changed_program
+        if program is None or program.place is None or program.status is not Status.ADMITTED:
+            return
+        if program.id in self._leaving or not self._had_its_quantum(program):
+            return
+        place = program.place
+        waiter = self._waiter_for(place, cluster)
+        if waiter is None or self._is_helped(waiter, place, cluster):
+            return
+        self._rotating = (_key(waiter), place.id)
+        if program.turn_count:
+            self._leaving.add(program.id)
+            yield Yield(program.id)
+        else:
+            yield self._pause(program, place, cluster.now)
+
+    def _had_its_quantum(self, program: ProgramView) -> bool:
+        settings = self.settings
+        is_over = 0 < settings.quantum_turns <= program.turns_served
+        return is_over or 0 < settings.quantum_seconds <= program.service_seconds
+
+    def _waiter_for(self, place: BackendView, cluster: ClusterView) -> WaiterView | None:
+        """The first who waits for room that the place could give, and who would get it: those who wait for one
+        backend's sake bar nobody elsewhere, others bar all behind them."""
+        for line in cluster.waiting_lines():
+            if not asks(line[0]):
+                continue
+            taken: set[BackendId] = set()
+            for waiter in line:
+                if self.places.could_use(waiter, place, cluster):
+                    if self.places.find(waiter.turn, waiter.since, cluster, taken) is None:
+                        return waiter
+                    break
+                bound = self.places.bound_to(waiter.turn, waiter.since, cluster)
+                if bound is None or len(taken) >= len(cluster.backends):
+                    break
+                taken.add(bound.id)
+        return None
+
+    def _is_helped(self, waiter: WaiterView, place: BackendView, cluster: ClusterView) -> bool:
+        """Whether those that leave already make the room, or another backend is about to."""
+        rooms, demand = self.rooms, cluster.demand(waiter.turn)
+        coming_tokens = place.yielding_tokens + self.settings.buffer_tokens * place.count(Standing.YIELDING)
+        if coming_tokens and rooms.added_tokens(demand, place) <= rooms.of(place) + coming_tokens:
+            return True
+        if self._rotating is None or self._rotating[0] != _key(waiter):
+            return False
+        other = cluster.backend(self._rotating[1])
+        if other is None or other.id == place.id or other.program_count == 0:
+            return False
+        return self.places.could_use(waiter, other, cluster)
+
+    # For a waiter, of programs that are idle for long
+
+    def reclaim(
+        self, waiter: WaiterView, cluster: ClusterView, backends: Sequence[BackendView], taken: Container[BackendId]
+    ) -> Iterator[Decision]:
+        """Pause programs whose idle lease is over, on the first backend where that makes room for the waiter.
+
+        Clients that never release would otherwise hold everybody until their programs expire.
+        """
+        if self.settings.idle_lease_seconds <= 0:
+            return
+        demand = cluster.demand(waiter.turn)
+        for backend in sorted(backends, key=self.rooms.of, reverse=True):
+            if backend.id in taken or not self.places.could_use(waiter, backend, cluster):
+                continue
+            victims = self._reclaimable(backend, self.rooms.added_tokens(demand, backend), cluster.now)
+            for program in victims:
+                yield self._pause(program, backend, cluster.now)
+            if victims:
+                return
+
+    def _reclaimable(self, backend: BackendView, tokens: int, now: float) -> list[ProgramView]:
+        """Idle programs past their lease that together make room for so many tokens, or leave the backend empty for
+        one that would not fit beside others; none if they do neither."""
+        rooms, settings, victims = self.rooms, self.settings, list[ProgramView]()
+        missing_tokens = tokens - rooms.of(backend)
+        for program in backend.longest_idle_first():
+            if now - program.acting_since < settings.idle_lease_seconds or missing_tokens <= 0:
+                break
+            if program.is_idle and program.id not in self._leaving:
+                victims.append(program)
+                weight_tokens = rooms.weight(program, Standing.ACTING, now, decayed=settings.resume_decay)
+                missing_tokens -= weight_tokens + settings.buffer_tokens
+        is_free = backend.turn_count == 0 and backend.reserved_tokens == 0
+        leaves_it_empty = is_free and rooms.left(backend) == len(victims)
+        return victims if missing_tokens <= 0 or leaves_it_empty else []
+
+
+def _key(waiter: WaiterView) -> ProgramId | TurnId:
+    return waiter.turn.id if waiter.program is None else waiter.program.id

@@ -1,0 +1,80 @@
+"""Where ``pause-resume`` lets a turn in: the backends it may go to for the sake of its prefix, and where it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from attrs import define
+
+from policies.pause_resume_rooms import Rooms
+from policies.pause_resume_settings import Settings
+from thunderagent.policy import BackendId, BackendView, ClusterView, DemandView, TurnView, WaiterView
+
+__all__ = ["Places", "asks"]
+
+
+def asks(waiter: WaiterView) -> bool:
+    """Whether it asks for a place: not so for turns that wait at their program's place, in lines of their own."""
+    return waiter.turn.place is None
+
+
+@define(eq=False)
+class Places:
+    """Finds a backend for a turn whose program has none."""
+
+    settings: Settings
+    rooms: Rooms
+
+    def find(
+        self, turn: TurnView, since: float, cluster: ClusterView, taken: Container[BackendId] = ()
+    ) -> BackendView | None:
+        """Where the turn, which has waited since then, may be let in now; not on backends ``taken`` by others.
+        O(log backends), as a rule."""
+        demand = cluster.demand(turn)
+        bound = self.bound_to(turn, since, cluster)
+        if bound is not None:
+            return bound if bound.id not in taken and self._fits(turn, demand, bound) else None
+        origin = self._origin(turn, cluster)
+        if origin is not None and origin.id not in taken and self._fits(turn, demand, origin):
+            return origin
+        fitting = (
+            backend
+            for backend in self.rooms.roomiest_first(cluster, 0.0 if demand.charged else demand.bare_tokens)
+            if backend.id not in taken and turn.may_run_on(backend) and self._fits(turn, demand, backend)
+        )
+        if self.settings.resume_on == "tightest":
+            return min(fitting, key=self.rooms.of, default=None)
+        return next(fitting, None)
+
+    def bound_to(self, turn: TurnView, since: float, cluster: ClusterView) -> BackendView | None:
+        """The only backend that the turn may go to, for the sake of the prefix there."""
+        settings, origin, program = self.settings, self._origin(turn, cluster), turn.program
+        if origin is None or program is None or settings.resume_on == "prefer-origin" or turn.waits_alone:
+            return None
+        if 0 < settings.move_after_seconds <= cluster.now - since:
+            return None
+        if settings.resume_on == "resident" and cluster.resident_ratio(program) < settings.resident_ratio:
+            return None
+        return origin if could_hold(origin, turn) else None
+
+    def could_use(self, waiter: WaiterView, backend: BackendView, cluster: ClusterView) -> bool:
+        """Whether more room on the backend would be of use to the waiter."""
+        bound = self.bound_to(waiter.turn, waiter.since, cluster)
+        is_open = waiter.turn.may_run_on(backend) if bound is None else backend.id == bound.id
+        return is_open and could_hold(backend, waiter.turn)
+
+    def _origin(self, turn: TurnView, cluster: ClusterView) -> BackendView | None:
+        """The backend to be preferred for the sake of the prefix."""
+        program = turn.program
+        if program is None or program.origin is None or self.settings.resume_on in ("roomiest", "tightest"):
+            return None
+        origin = cluster.backend(program.origin)
+        return origin if origin is not None and turn.may_run_on(origin) else None
+
+    def _fits(self, turn: TurnView, demand: DemandView, backend: BackendView) -> bool:
+        return could_hold(backend, turn) and self.rooms.fits(backend, self.rooms.added_tokens(demand, backend))
+
+
+def could_hold(backend: BackendView, turn: TurnView) -> bool:
+    """Whether the turn would fit if it had the backend for itself."""
+    return backend.capacity_tokens is None or turn.prompt_tokens <= backend.capacity_tokens
