@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from attrs import define, field
 
+from policies.least_kv_growth import Growth
 from policies.least_kv_room import Options, Room
 from policies.options import read_options
 from thunderagent.policy import (
@@ -16,9 +17,7 @@ from thunderagent.policy import (
     ClusterView,
     Decision,
     Policy,
-    ProgramId,
     Reconsider,
-    Status,
     Trigger,
     TurnId,
     TurnView,
@@ -41,8 +40,7 @@ class LeastKv(Policy):
     tick_seconds = 1.0
     _options: Options = field(factory=Options)
     _room: Room = field(init=False)
-    _grown: dict[BackendId, dict[ProgramId, None]] = field(factory=dict)
-    """Programs that outgrew their place and wait there, in the order in which they began to."""
+    _growth: Growth = field(factory=Growth)
     _stuck: set[tuple[TurnId, int]] = field(factory=set)
     """The first of each line, with its need, that fitted on no backend: looked at again where accounts change."""
 
@@ -65,16 +63,13 @@ class LeastKv(Policy):
         if place is not None and cluster.fits(turn, place):
             return place.id
         if self._options.overflow or place is not None or not _is_late(turn, cluster):
-            chosen = room.roomiest(turn, cluster)
+            chosen = room.roomiest(turn, cluster, self._growth.without(turn.eligible_backends))
             if chosen is not None:
                 return chosen.id
         if self._options.overflow:
             return room.least_overcommitted(turn, cluster).id
         if place is not None:
-            if place.turn_count == 0 and place.program_count == 1 and not place.reserved_tokens:
-                return place.id  # it would wait for itself
-            assert turn.program is not None
-            self._grown.setdefault(place.id, {})[turn.program.id] = None
+            self._growth.add(turn)
         return None
 
     # Those who wait
@@ -85,21 +80,22 @@ class LeastKv(Policy):
         O(lines x changed backends), all backends on ticks and for each new first of a line.
         """
         if not cluster.waiting_count:
-            self._grown.clear()
+            self._growth.clear()
             self._stuck.clear()
             return ()
         is_full = trigger is Trigger.TICK or trigger is Trigger.BACKENDS_CHANGED
         if is_full:
-            self._grown = _grown_by_place(cluster)
+            self._growth.rebuild(cluster)
             self._stuck.clear()
+        backends = cluster.backends if is_full else _changed(cluster)
         decisions: list[Decision] = []
         used: set[BackendId] = set()
-        for backend in cluster.backends if is_full else _changed(cluster):
-            growing = list(self._let_grow(backend, cluster)) if backend.id in self._grown else []
+        for backend in backends:
+            growing = list(self._let_grow(backend, cluster)) if self._growth.waits_at(backend) else []
             if growing:
                 used.add(backend.id)
                 decisions += growing
-        return (*decisions, *self._let_in(cluster, used, is_full=is_full))
+        return (*decisions, *self._let_in(cluster, backends, used, is_full=is_full))
 
     def _let_grow(self, backend: BackendView, cluster: ClusterView) -> Iterator[Decision]:
         """Forward turns that wait at their place, in their order, up to the first that does not fit.
@@ -107,7 +103,7 @@ class LeastKv(Policy):
         If that is the very first, idle programs make room for it.
         """
         free_tokens, taken_tokens, is_first = backend.free_tokens, 0, True
-        for turn in self._growing(backend, cluster):
+        for turn in self._growth.turns(backend, cluster):
             needed_tokens = cluster.added_tokens(turn, backend)
             if free_tokens is None or taken_tokens + needed_tokens <= free_tokens:
                 taken_tokens, is_first = taken_tokens + needed_tokens, False
@@ -119,26 +115,15 @@ class LeastKv(Policy):
                 yield AdmitTurn(turn.id, backend.id)
             return
 
-    def _growing(self, backend: BackendView, cluster: ClusterView) -> Iterator[TurnView]:
-        """Turns that wait at the backend for their program to grow; forgets the programs without any."""
-        names = self._grown[backend.id]
-        for name in list(names):
-            program, is_there = cluster.program(name), False
-            if program is not None and program.status is Status.ADMITTED:
-                for turn in program.held_turns():
-                    if turn.place is backend and turn.may_run_on(backend):
-                        is_there = True
-                        yield turn
-            if not is_there:
-                del names[name]
-
-    def _let_in(self, cluster: ClusterView, used: set[BackendId], *, is_full: bool) -> Iterator[Decision]:
+    def _let_in(
+        self, cluster: ClusterView, changed: Sequence[BackendView], used: set[BackendId], *, is_full: bool
+    ) -> Iterator[Decision]:
         """Have the lines offered again if the first of one fits somewhere, or idle programs made room for it.
 
         Who waits at its place was looked at everywhere when it was held.
         """
         stuck, self._stuck = self._stuck, set()
-        changed, is_helped = cluster.changed_backends, False
+        is_helped = False
         for line in cluster.waiting_lines():
             first = _first(line)
             if first is None:
@@ -147,6 +132,7 @@ class LeastKv(Policy):
             backends = turn.eligible_backends
             if key in stuck or (turn.place is not None and not is_full):
                 backends = [backend for backend in changed if turn.may_run_on(backend)]
+            backends = self._growth.without(backends)
             if self._room.roomiest(turn, cluster, backends) is not None:
                 is_helped = True
                 continue
@@ -163,22 +149,14 @@ class LeastKv(Policy):
 
 
 def _is_late(turn: TurnView, cluster: ClusterView) -> bool:
-    """Whether the turn has to wait behind others: those of its line who asked before it or at the same time.
-
-    A program of which a turn waits already goes in with that: when its turn in the line comes, or, at the hold limit,
-    when the scheduler has made the room.
-    """
+    """Whether somebody in the line that the turn stands in, or would join, asked before it or at the same time."""
     first, program = _first(cluster.line_of(turn)), turn.program
-    if first is not None and first.turn.id == turn.id:
+    if first is None or first.turn.id == turn.id:
         return False
     if program is None or turn.waits_alone:
-        return first is not None
-    if first is not None and first.program is program:
-        return False
-    if next(program.held_turns(), None) is not None:
         return True
     since = program.waiting_since
-    return first is not None and (since is None or first.since <= since)
+    return since is None or first.since <= since
 
 
 def _first(line: Sequence[WaiterView]) -> WaiterView | None:
@@ -192,13 +170,3 @@ def _changed(cluster: ClusterView) -> Sequence[BackendView]:
     if program is None or program.place is None or program.place in changed:
         return changed
     return (*changed, program.place)
-
-
-def _grown_by_place(cluster: ClusterView) -> dict[BackendId, dict[ProgramId, None]]:
-    """O(programs that wait at their place)."""
-    grown: dict[BackendId, dict[ProgramId, None]] = {}
-    for line in cluster.waiting_lines():
-        for waiter in line if line[0].turn.place is not None else ():
-            if waiter.turn.place is not None and waiter.program is not None:
-                grown.setdefault(waiter.turn.place.id, {})[waiter.program.id] = None
-    return grown

@@ -41,16 +41,10 @@ class Room:
             demand.added_tokens(backend) <= room_tokens
         )
 
-    def roomiest(
-        self, turn: TurnView, cluster: ClusterView, backends: Sequence[BackendView] | None = None
-    ) -> BackendView | None:
-        """Of these backends (None: all eligible ones) the roomiest that fits; None where none does."""
+    def roomiest(self, turn: TurnView, cluster: ClusterView, backends: Sequence[BackendView]) -> BackendView | None:
+        """Of these eligible backends the roomiest that takes the turn as a newcomer; None where none does."""
         demand, place = cluster.demand(turn), turn.place
-        fitting = [
-            backend
-            for backend in (turn.eligible_backends if backends is None else backends)
-            if backend is not place and self.fits(turn, demand, backend)
-        ]
+        fitting = [backend for backend in backends if backend is not place and self.fits(turn, demand, backend)]
         return roomiest(fitting) if fitting else None
 
     def least_overcommitted(self, turn: TurnView, cluster: ClusterView) -> BackendView:
@@ -126,6 +120,6 @@ def _pauses(
         pauses.append(Pause(program.id))
         free_tokens += program.own_tokens
         left -= 1
-        if free_tokens >= needed_tokens or (empties and left == 0):
+        if free_tokens >= needed_tokens:
             return pauses
     return pauses if empties and left == 0 else None

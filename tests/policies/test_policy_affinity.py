@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from simple_cases import A, B, C, driver_of, places
 
 from policies.affinity import Affinity
@@ -66,17 +67,19 @@ def test_capacity_that_becomes_known_counts_from_then_on() -> None:
     assert spread(driver, programs(5, "later"), 1_000) == {"B": 5}
 
 
-def test_equal_tokens_are_decided_by_running_turns() -> None:
+@pytest.mark.parametrize("capacity", [None, 10_000])
+def test_equal_tokens_are_decided_by_running_turns(capacity: int | None) -> None:
     """1,000 tokens on each; a turn runs on A, none on B."""
-    driver = driver_of(Affinity(), None, None)
+    driver = driver_of(Affinity(), capacity, capacity)
     first, second = driver.arrive("p", 1_000), driver.arrive("q", 1_000)
     driver.finish(second, 1_000)
     assert places(driver, first, driver.arrive("r", 10)) == ["A", "B"]
 
 
-def test_equal_tokens_and_turns_are_decided_by_programs() -> None:
+@pytest.mark.parametrize("capacity", [None, 10_000])
+def test_equal_tokens_and_turns_are_decided_by_programs(capacity: int | None) -> None:
     """Two programs of 500 tokens on A, one of 1,000 on B, none runs: the next goes to B."""
-    driver = driver_of(Affinity(), None, None)
+    driver = driver_of(Affinity(), capacity, capacity)
     driver.finish(driver.arrive("p", 500), 500)
     driver.finish(driver.arrive("q", 1_000), 1_000)
     driver.finish(driver.arrive("r", 500), 500)

@@ -46,6 +46,14 @@ class TestLeastKvOverflow(PolicyContract):
     make_policy = staticmethod(lambda: LeastKv.from_options({"overflow": "true"}))
 
 
+class TestLeastKvReserve(PolicyContract):
+    make_policy = staticmethod(lambda: LeastKv.from_options({"growth_reserve": "0.3", "idle_lease_seconds": "2"}))
+
+
+class TestLeastKvWithoutReserveAndLease(PolicyContract):
+    make_policy = staticmethod(lambda: LeastKv.from_options({"growth_reserve": "0", "idle_lease_seconds": "0"}))
+
+
 class TestPauseResume(PolicyContract):
     make_policy = PauseResume
 
