@@ -1,17 +1,18 @@
 """Does a live daemon track 10,000 programs under overflow without a request waiting 100 ms behind scheduling?
 
-Command: ``python -m benchmarks.overflow [--programs 10000] [--seconds 60] [--smoke]``
+Command: ``python -m benchmarks.overflow [--programs 10000] [--seconds 120] [--smoke]``
 
 Eight stub backends, whose cache holds 1/1.6 of what the programs need, run in one process, the router (``thunderagent
 serve``, default policy and logs) in another, a probe in a third, the agents in this one. Each agent takes turns over
 connections of their own with a tool in between; they arrive over the first third of the time and none is released, so
 that all stay tracked while some are held, paused and resumed. The tools' mean is such that all agents together would
-offer 350 turns a second if none was held. Turns and CPU count after the arrivals; scheduling events from the start to
-after the agents' leaving. The probe's latencies, of ``GET /livez`` over a new connection every 100 ms, contain what
-the machine adds where its cores are fewer than the processes. Linux only.
+offer 350 turns a second if none was held. Turns, CPU and the probe count after the arrivals; scheduling events from
+the start to after the agents' leaving, which is all at once. The probe's latencies, of ``GET /livez`` over a new
+connection every 100 ms, contain what the machine adds where its cores are fewer than the processes. Linux only.
 
 Fails when an agent is answered an error, when programs are missing, when none was held or paused, when a scheduling
-event took over 100 ms, when the accounts do not add up afterwards, or when the router does not end as it should.
+event took over 100 ms (``--smoke`` does not judge times), when the accounts do not add up afterwards, or when the
+router does not end as it should.
 """
 
 from __future__ import annotations
@@ -23,178 +24,27 @@ import math
 import multiprocessing
 import os
 import platform
-import random
 import resource
-import socket
 import subprocess
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from functools import partial
 from multiprocessing.connection import Connection
 from typing import IO, Any
 
 from attrs import define, field, frozen
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.processes import cpu_seconds, free_port, json_answer, resident_bytes, start_router
+from benchmarks.overflow_ends import BACKENDS, MEAN_TOKENS, Agents, run_probe, run_stubs
+from benchmarks.processes import cpu_seconds, free_port, resident_bytes, start_router
 
-BACKENDS, PRESSURE, OFFERED_TURNS_PER_SECOND = 8, 1.6, 350
-BYTES_PER_TOKEN, COMPLETION_TOKENS, BLOCK_TOKENS = 4, 20, 16
-START_BYTES, STEP_BYTES = (1000, 2000), 100
+PRESSURE = 1.6
 HEADROOM_TOKENS = 100
 """That the default policy counts beside each program's own tokens (``buffer_tokens``)."""
-TOOL_SIGMA = 1.0
-PROBE_SECONDS = 0.1
 EVENT_LIMIT_SECONDS = 0.1
 DRAIN_SECONDS = 30.0
-
-
-# Backends
-
-
-def _pages(capacity_tokens: int) -> dict[bytes, bytes]:
-    labels = f'block_size="{BLOCK_TOKENS}",engine="0",num_gpu_blocks="{capacity_tokens // BLOCK_TOKENS + 1}"'
-    return {
-        b"/health": json_answer(b""),
-        b"/v1/models": json_answer(b'{"object":"list","data":[{"id":"stub","object":"model"}]}'),
-        b"/metrics": json_answer(b"vllm:cache_config_info{%s} 1.0\n" % labels.encode()),
-    }
-
-
-def _chat_answer(body_bytes: int) -> bytes:
-    prompt_tokens = body_bytes // BYTES_PER_TOKEN
-    usage = {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": COMPLETION_TOKENS,
-        "total_tokens": prompt_tokens + COMPLETION_TOKENS,
-        "prompt_tokens_details": {"cached_tokens": prompt_tokens * 9 // 10},
-    }
-    choice = {"index": 0, "message": {"role": "assistant", "content": "ok"}, "finish_reason": "stop"}
-    answer = {"id": "c", "object": "chat.completion", "model": "stub", "choices": [choice], "usage": usage}
-    return json_answer(json.dumps(answer).encode())
-
-
-class _Stub(asyncio.Protocol):
-    """A vLLM's pages at once, its answers after 0.2 to 1 s."""
-
-    def __init__(self, pages: dict[bytes, bytes]) -> None:
-        self._pages, self._buffer = pages, bytearray()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            return
-        head = bytes(self._buffer[:end])
-        found = head.lower().partition(b"content-length:")[2]
-        size = int(found.split(b"\r\n", 1)[0]) if found else 0
-        if len(self._buffer) < end + 4 + size:
-            return
-        del self._buffer[: end + 4 + size]
-        method, target, _ = head.split(b" ", 2)
-        if method == b"GET":
-            self._transport.write(self._pages[target])
-        else:
-            delay_seconds = random.uniform(0.2, 1.0)
-            asyncio.get_running_loop().call_later(delay_seconds, self._answer, _chat_answer(size))
-
-    def _answer(self, answer: bytes) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(answer)
-
-
-async def _serve_stubs(control: Connection, capacity_tokens: int) -> None:
-    loop, factory = asyncio.get_running_loop(), partial(_Stub, _pages(capacity_tokens))
-    servers = [await loop.create_server(factory, "127.0.0.1", 0, backlog=2048) for _ in range(BACKENDS)]
-    control.send([server.sockets[0].getsockname()[1] for server in servers])
-    await asyncio.to_thread(control.recv)
-
-
-def _stub_process(control: Connection, capacity_tokens: int) -> None:
-    asyncio.run(_serve_stubs(control, capacity_tokens))
-
-
-# Probe
-
-
-def _probe_process(control: Connection, port: int) -> None:
-    """Send the milliseconds of every probe when the parent says stop; a failed one is infinite."""
-    latencies_ms: list[float] = []
-    next_at = time.perf_counter()
-    while not control.poll(max(0.0, next_at - time.perf_counter())):
-        began_at = time.perf_counter()
-        answered = _is_alive(port)
-        now = time.perf_counter()
-        latencies_ms.append((now - began_at) * 1000 if answered else math.inf)
-        next_at = max(next_at + PROBE_SECONDS, now)
-    control.send(latencies_ms)
-
-
-def _is_alive(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), 5) as connection:
-            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            return connection.recv(65536).startswith(b"HTTP/1.1 200 ")
-    except OSError:
-        return False
-
-
-# Agents
-
-
-@define
-class Agents:
-    """The closed loop: every agent's turns and tools, until it is cancelled."""
-
-    port: int
-    programs: int
-    arrival_seconds: float
-    turns: int = 0
-    errors: list[str] = field(factory=list)
-
-    @property
-    def tool_seconds(self) -> float:
-        """Mean time in a tool."""
-        return self.programs / OFFERED_TURNS_PER_SECOND
-
-    async def run(self, number: int) -> None:
-        """One agent."""
-        draw = random.Random(number)
-        await asyncio.sleep(self.arrival_seconds * number / self.programs)
-        task = f"task {number} " * 400
-        messages = [
-            {"role": "system", "content": "You are an agent."},
-            {"role": "user", "content": task[: draw.randint(*START_BYTES)]},
-        ]
-        while True:
-            body = {"model": "stub", "messages": messages, "program_id": f"agent-{number:06d}"}
-            try:
-                await self._turn(json.dumps(body).encode())
-            except (OSError, EOFError) as error:
-                self.errors.append(repr(error))
-            messages += [{"role": "assistant", "content": "ok"}, {"role": "user", "content": "x" * STEP_BYTES}]
-            await asyncio.sleep(draw.lognormvariate(math.log(self.tool_seconds) - TOOL_SIGMA**2 / 2, TOOL_SIGMA))
-
-    async def _turn(self, body: bytes) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
-            writer.write(head + body)
-            answered = await reader.readuntil(b"\r\n\r\n")
-            size = int(answered.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0])
-            page = await reader.readexactly(size)
-        finally:
-            writer.close()
-        if answered.startswith(b"HTTP/1.1 200 "):
-            self.turns += 1
-        else:
-            self.errors.append(f"{answered[:12].decode()} {page[:200].decode()}")
 
 
 # The router's own word
@@ -241,15 +91,26 @@ def _scheduling(port: int) -> Scheduling:
     )
 
 
-def _settled(port: int) -> list[str]:
-    """Wait until no turn is left after the agents' leaving; what a recount then finds wrong."""
+def _turns_left(port: int) -> int:
+    """Turns that the router still has 10 s after all agents left; it is asked ten times a second."""
+    left = 0
     for _ in range(100):
         health = json.loads(_page(port, "/health"))
-        if health["turns_held"] == health["turns_running"] == 0:
-            violations: list[str] = json.loads(_page(port, "/debug/invariants"))["violations"]
-            return violations
+        left = health["turns_held"] + health["turns_running"]
+        if left == 0:
+            break
         time.sleep(0.1)
-    return [f"{health['turns_held']} turns are held and {health['turns_running']} run after all agents left"]
+    return left
+
+
+def _violations(port: int) -> list[str]:
+    """What a recount finds wrong."""
+    try:
+        page = _page(port, "/debug/invariants")
+    except urllib.error.HTTPError as error:
+        page = error.read()
+    violations: list[str] = json.loads(page)["violations"]
+    return violations
 
 
 # A run
@@ -263,12 +124,15 @@ class Run:
     seconds: float
     port: int
     router: subprocess.Popen[bytes]
+    probe: Connection
+    event_limit_seconds: float
     health: dict[str, Any] = field(factory=dict)
     turns_per_second: float = 0.0
     cpu_share: float = 0.0
     resident_mb: float = 0.0
     loaded: Scheduling | None = None
     latencies_ms: list[float] = field(factory=list)
+    leaving_ms: list[float] = field(factory=list)
     failures: list[str] = field(factory=list)
 
     async def load(self) -> None:
@@ -276,11 +140,13 @@ class Run:
         agents = Agents(self.port, self.programs, self.seconds / 3)
         tasks = [asyncio.create_task(agents.run(number)) for number in range(self.programs)]
         await asyncio.sleep(agents.arrival_seconds)
+        await asyncio.to_thread(self.probed_ms)
         began_at, turns, cpu = time.monotonic(), agents.turns, cpu_seconds(self.router.pid)
         await asyncio.sleep(self.seconds - agents.arrival_seconds)
         passed_seconds = time.monotonic() - began_at
         self.turns_per_second = (agents.turns - turns) / passed_seconds
         self.cpu_share = (cpu_seconds(self.router.pid) - cpu) / passed_seconds
+        self.latencies_ms = await asyncio.to_thread(self.probed_ms)
         self.resident_mb = resident_bytes(self.router.pid) / 1e6
         self.health = json.loads(await asyncio.to_thread(_page, self.port, "/health"))
         self.loaded = await asyncio.to_thread(_scheduling, self.port)
@@ -290,22 +156,35 @@ class Run:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def probed_ms(self) -> list[float]:
+        """The probe's latencies since the last call."""
+        self.probe.send("tell")
+        latencies_ms: list[float] = self.probe.recv()
+        return latencies_ms
+
     def check(self) -> None:
-        """Find what must not be."""
+        """Find what must not be, once the agents have left."""
+        left = _turns_left(self.port)
+        self.leaving_ms = self.probed_ms()
+        if left:
+            self.failures.append(f"{left} turns are left after all agents left")
         assert self.loaded is not None
         if self.health["programs_count"] < self.programs:
             self.failures.append(f"only {self.health['programs_count']} programs are tracked")
         if not self.loaded.holds or not self.loaded.pauses:
             self.failures.append("no turn was held or no program paused: this was no overflow")
-        self.failures += [f"the accounts do not add up: {violation}" for violation in _settled(self.port)]
+        self.failures += [f"the accounts do not add up: {violation}" for violation in _violations(self.port)]
         slowest_seconds = _scheduling(self.port).at_most_seconds
-        if slowest_seconds > EVENT_LIMIT_SECONDS:
-            self.failures.append(f"a scheduling event took over {EVENT_LIMIT_SECONDS} s (at most {slowest_seconds})")
+        if slowest_seconds > self.event_limit_seconds:
+            self.failures.append(
+                f"a scheduling event took over {self.event_limit_seconds} s (at most {slowest_seconds})"
+            )
 
     def table(self) -> Iterator[str]:
         """For docs/benchmarks.md."""
         assert self.loaded is not None
         loaded, probes = self.loaded, sorted(self.latencies_ms)
+        leaving_ms = max(self.leaving_ms)
         p50, p99, most = (probes[int(share * (len(probes) - 1))] for share in (0.5, 0.99, 1.0))
         yield "| measured | |"
         yield "| --- | --- |"
@@ -318,6 +197,7 @@ class Run:
         yield f"| events under 1 ms | {loaded.quick_share:.3%} |"
         yield f"| longest event, at most | {1000 * loaded.at_most_seconds:g} ms |"
         yield f"| probe p50, p99, max | {p50:.1f}, {p99:.1f}, {most:.1f} ms |"
+        yield f"| probe max while all clients leave at once | {leaving_ms:.1f} ms |"
         yield f"| router, share of a core | {self.cpu_share:.0%} |"
         yield f"| router, resident | {self.resident_mb:,.0f} MB |"
 
@@ -344,23 +224,22 @@ def _stop(run: Run) -> None:
             run.failures.append(f"the router ended with status {status}")
 
 
-def measure(programs: int, seconds: float, log: IO[bytes]) -> Run:
+def measure(programs: int, seconds: float, event_limit_seconds: float, log: IO[bytes]) -> Run:
     """Start everything, let it work, stop everything."""
     spawn = multiprocessing.get_context("spawn")
-    mean_tokens = sum(START_BYTES) / 2 / BYTES_PER_TOKEN + COMPLETION_TOKENS + HEADROOM_TOKENS
-    capacity_tokens = round(programs * mean_tokens / PRESSURE / BACKENDS)
+    capacity_tokens = round(programs * (MEAN_TOKENS + HEADROOM_TOKENS) / PRESSURE / BACKENDS)
     stubs, stubs_end = multiprocessing.Pipe()
-    spawn.Process(target=_stub_process, args=(stubs_end, capacity_tokens), daemon=True).start()
+    spawn.Process(target=run_stubs, args=(stubs_end, capacity_tokens), daemon=True).start()
     port = free_port()
-    run = Run(programs, seconds, port, start_router(stubs.recv(), port, log=log))
+    router = start_router(stubs.recv(), port, log=log)
+    probe, probe_end = multiprocessing.Pipe()
+    spawn.Process(target=run_probe, args=(probe_end, port), daemon=True).start()
+    run = Run(programs, seconds, port, router, probe, event_limit_seconds)
     try:
-        probe, probe_end = multiprocessing.Pipe()
-        spawn.Process(target=_probe_process, args=(probe_end, port), daemon=True).start()
         asyncio.run(run.load())
-        probe.send(None)
-        run.latencies_ms = probe.recv()
         run.check()
     finally:
+        probe.send(None)
         _stop(run)
         stubs.send(None)
     return run
@@ -370,14 +249,16 @@ def main() -> None:
     """Run the benchmark; ``--smoke`` is the same in small."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--programs", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--smoke", action="store_true", help="300 programs, 6 seconds")
     options = parser.parse_args()
-    programs, seconds = (300, 6.0) if options.smoke else (options.programs, options.seconds)
+    programs, seconds, limit_seconds = options.programs, options.seconds, EVENT_LIMIT_SECONDS
+    if options.smoke:
+        programs, seconds, limit_seconds = 300, 6.0, math.inf
     _raise_file_limit(programs)
     print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {seconds:g} s")
     with tempfile.TemporaryFile() as log:
-        run = measure(programs, seconds, log)
+        run = measure(programs, seconds, limit_seconds, log)
         print("\n".join(run.table()))
         if run.failures:
             log.seek(0)

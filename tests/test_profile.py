@@ -142,7 +142,7 @@ def test_profiles_kept_are_bounded_and_the_unused_give_way(
     for name in ("a", "b", "a", "c"):
         profiler.record(ProgramId(name), _turn(0.0), None)
     profiler.close()
-    assert list(profiler.profiles()) == ["a", "c"]
+    assert profiler.programs() == ["a", "c"]
     assert profiler.profile(ProgramId("b")) is None
     assert [row[0] for row in _rows(profiler.directory)[1:]] == ["a", "b", "a", "c"]
 

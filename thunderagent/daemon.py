@@ -13,6 +13,7 @@ from aiohttp import web
 from thunderagent import __version__
 from thunderagent.config import Settings
 from thunderagent.errors import ConfigError
+from thunderagent.garbage import small_collections
 from thunderagent.server.app import create_app
 from thunderagent.server.state import STATE, State
 
@@ -52,8 +53,9 @@ async def _serve(settings: Settings) -> None:
         except OSError as error:
             raise _listen_error(settings, error) from None
         _say_started(settings, runner)
-        await signals.first.wait()
-        await _drain(state, signals)
+        with small_collections():
+            await signals.first.wait()
+            await _drain(state, signals)
         state.is_stopping = True
     finally:
         await runner.cleanup()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
+from aiohttp import web
 from router_harness import RawClient, Router, Stack, chat, until, words
 from structlog.testing import capture_logs
 
+from thunderagent.server import inference
 from thunderagent.testing.fake_backend import LAST_CHUNK, STREAM_HEAD, Exchange, chunked
 
 CONTENT = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
@@ -74,6 +77,26 @@ async def test_client_that_leaves_an_unwatched_request_is_forgotten(stack: Stack
     await writer.drain()
     await RawClient(reader, writer).leave()
     assert await router.programs() == {}
+
+
+async def test_client_that_leaves_as_its_answer_is_written_is_no_fault(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its connection is found closed before the loop tells of it: the turn is accounted, and no traceback logged."""
+
+    async def write_too_late(upstream: Any, request: web.Request, **_: Any) -> None:
+        upstream.close()
+        assert request.transport is not None
+        request.transport.abort()
+        raise ConnectionResetError("Cannot write to closing transport")
+
+    monkeypatch.setattr(inference, "relay", write_too_late)
+    router = await stack.router(await stack.fake())
+    client = await router.raw(chat(program="p"))
+    assert await client.reader.read() == b""
+    await until(lambda: not router.gateway.tickets)
+    assert await router.metric("thunderagent_turns_total", outcome="client_gone") == 1
+    assert caplog.records == []
 
 
 async def test_client_that_sends_again_keeps_its_age(stack: Stack) -> None:

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
+import pytest
 from router_harness import CHAT, Engine, Router, Stack, chat, until, words
+
+from thunderagent.core import events
+from thunderagent.core.ids import BranchId, ProgramId, TurnId
+from thunderagent.core.usage import Outcome
+from thunderagent.server import admin
 
 FULL = 1000
 """Tokens of a program that leaves no room for another in a router told of 1,200."""
@@ -189,3 +196,67 @@ async def test_program_with_odd_id_is_shown_and_deleted(stack: Stack) -> None:
     assert await router.delete(path) == (200, {"program_id": "a/b c%2Fé?", "released": True})
     status, answer = await router.get(path)
     assert (status, answer["error"]["code"]) == (404, "not_found")
+
+
+def idle_programs(router: Router, count: int) -> list[str]:
+    """As many programs that have taken a turn; their ids."""
+    names = [f"idle-{number:04d}" for number in range(count)]
+    for number, name in enumerate(names):
+        turn = TurnId(-1 - number)  # none of the gateway's own
+        router.gateway.handle(events.TurnArrived(turn, ProgramId(name), BranchId("main"), "emulated", 100, ()))
+        router.gateway.handle(events.TurnFinished(turn, Outcome.COMPLETED, None, 1))
+    return names
+
+
+@pytest.mark.parametrize("count", [0, 1, 200, 401])
+async def test_all_programs_are_listed_in_order(stack: Stack, count: int) -> None:
+    """However many slices the list is made in, it is one object with all of them."""
+    router = await stack.router(await stack.fake())
+    names = idle_programs(router, count)
+    listed = await router.programs()
+    assert list(listed) == names
+    for name in names[:1]:
+        shown = (await router.get(f"/programs/{name}"))[1]
+        assert {**listed[name], "idle_seconds": None} == {**shown, "idle_seconds": None}
+
+
+async def test_program_released_while_the_list_is_made_is_left_out(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other requests go on between the slices of a list."""
+    router = await stack.router(await stack.fake())
+    names = idle_programs(router, 3)
+    seen: list[str] = []
+
+    def show(program: Any, state: Any) -> dict[str, str]:
+        if not seen:
+            asyncio.get_running_loop().call_soon(router.gateway.release, ProgramId(names[2]))
+        seen.append(program.id)
+        return {"id": program.id}
+
+    monkeypatch.setattr(admin, "program_json", show)
+    monkeypatch.setattr(admin, "_SLICE", 2)
+    assert await router.programs() == {name: {"id": name} for name in names[:2]}
+
+
+async def test_limited_list_shows_those_that_wait_first(stack: Stack) -> None:
+    """The longest wait comes first, then the program known for longest; nobody is listed twice."""
+    router, _ = await full_router(stack)
+    turns = []
+    for name in "bcd":
+        turns.append(router.start_chat(words(FULL, name * 4), name))
+        await until(lambda: router.held == len(turns))
+    for limit, names in ((0, ""), (1, "b"), (3, "bcd"), (4, "bcda"), (9, "bcda")):
+        status, listed = await router.get(f"/programs?limit={limit}")
+        assert (status, list(listed)) == (200, list(names))
+    for name in "abcd":
+        await router.release(name)
+    await asyncio.gather(*turns)
+
+
+@pytest.mark.parametrize("limit", ["", "-1", "1.5", "x", "\N{SUPERSCRIPT TWO}", "9" * 12])
+async def test_limit_that_is_no_number_is_refused(stack: Stack, limit: str) -> None:
+    """What is wrong is told, with the parameter's name."""
+    router = await stack.router(await stack.fake())
+    status, answer = await router.get("/programs", params={"limit": limit})
+    assert (status, answer["error"]["code"], answer["error"]["param"]) == (400, "invalid_request", "limit")

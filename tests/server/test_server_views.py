@@ -57,6 +57,7 @@ async def test_health_has_the_published_fields_and_more(stack: Stack) -> None:
             "reasoning_count": 0,
             "acting_count": 1,
             "paused_count": 0,
+            "new_count": 0,
             "turns_held": 0,
             "turns_running": 0,
             "profile_enabled": False,
@@ -78,6 +79,7 @@ async def test_health_counts_waiting_and_paused_programs(stack: Stack) -> None:
         "reasoning_count": 1,
         "acting_count": 1,
         "paused_count": 1,
+        "new_count": 1,
         "turns_held": 1,
         "turns_running": 0,
     }

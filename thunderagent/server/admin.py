@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 from importlib.resources import files
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -13,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from thunderagent.backends import BackendConfig, WatchedBackend
 from thunderagent.core import events
 from thunderagent.core.backend import Backend
+from thunderagent.core.cluster import Cluster
 from thunderagent.core.ids import ProgramId
 from thunderagent.core.invariants import violations
 from thunderagent.core.program import Program
@@ -25,6 +28,8 @@ from thunderagent.server.state import State, state_of
 __all__ = ["routes"]
 
 _REMOVE_SECONDS = 30.0
+_SLICE = 200
+"""Programs that are written in one go: 2 ms on the machine of docs/benchmarks.md."""
 
 
 def _json(value: object, status: int = 200) -> web.Response:
@@ -41,6 +46,20 @@ async def _body_object(request: web.Request) -> dict[str, Any]:
     return value
 
 
+async def _json_in_slices(programs: Iterable[ProgramId], show: Callable[[ProgramId], Any]) -> web.Response:
+    """An object with what ``show`` says of each program, made a slice at a time; other requests go on in between.
+
+    A program of which it says None is left out: it may have gone meanwhile.
+    """
+    ids, parts = iter(programs), []
+    while chosen := tuple(islice(ids, _SLICE)):
+        shown = {program: value for program in chosen if (value := show(program)) is not None}
+        if shown:
+            parts.append(msgspec.json.encode(shown)[1:-1])
+        await asyncio.sleep(0)
+    return web.Response(body=b"{%s}" % b",".join(parts), content_type="application/json")
+
+
 # Programs
 
 
@@ -54,10 +73,33 @@ async def release_program(request: web.Request) -> web.Response:
 
 
 async def list_programs(request: web.Request) -> web.Response:
-    """``GET /programs``."""
+    """``GET /programs[?limit=N]``: all programs, or at most so many, those that wait first."""
     state = state_of(request)
-    programs = state.gateway.scheduler.cluster.program_by_id
-    return _json({program.id: program_json(program, state) for program in programs.values()})
+    cluster, limit = state.gateway.scheduler.cluster, _limit(request)
+    chosen = list(cluster.program_by_id) if limit is None else _first_programs(cluster, limit)
+
+    def show(name: ProgramId) -> dict[str, Any] | None:
+        program = cluster.program(name)
+        return None if program is None else program_json(program, state)
+
+    return await _json_in_slices(chosen, show)
+
+
+def _limit(request: web.Request) -> int | None:
+    text = request.query.get("limit")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise BadRequest(f"limit must be a whole number of at least 0, got {text[:40]!r}", param="limit")
+    return int(text)
+
+
+def _first_programs(cluster: Cluster, limit: int) -> list[ProgramId]:
+    """Programs that wait, the longest first, then those known for longest. O(limit)."""
+    waiting = (waiter.program.id for waiter in cluster.queue.waiters.values() if waiter.program is not None)
+    first = dict.fromkeys(islice(waiting, limit))
+    first.update(dict.fromkeys(islice(cluster.program_by_id, limit)))
+    return list(islice(first, limit))
 
 
 async def show_program(request: web.Request) -> web.Response:
@@ -205,7 +247,7 @@ async def list_profiles(request: web.Request) -> web.Response:
     profiler = state_of(request).profiler
     if profiler is None:
         raise ProfilingOff("profiling is off; start with --profile")
-    return _json(profiler.profiles())
+    return await _json_in_slices(profiler.programs(), profiler.profile)
 
 
 async def show_profile(request: web.Request) -> web.Response:
@@ -230,7 +272,10 @@ async def journal(request: web.Request) -> web.Response:
 
 
 async def invariants(request: web.Request) -> web.Response:
-    """``GET /debug/invariants``: recount everything; 500 with the differences if there are any."""
+    """``GET /debug/invariants``: recount everything; 500 with the differences if there are any.
+
+    O(programs x backends) in one go, 0.2 s for 10,000 programs on 8 backends: nothing else is served meanwhile.
+    """
     check_admin(request)
     found = violations(state_of(request).gateway.scheduler.cluster)
     return _json({"violations": found}, status=500 if found else 200)

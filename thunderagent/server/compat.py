@@ -59,6 +59,7 @@ def health_json(state: State) -> dict[str, Any]:
         "reasoning_count": program_count - acting_count,
         "acting_count": acting_count,
         "paused_count": program_count - placed_count,
+        "new_count": program_count - placed_count - len(cluster.paused_by_id),
         "turns_held": cluster.queue.turn_count,
         "turns_running": sum(backend.turn_count for backend in cluster.backend_by_id.values()),
         "per_backend": {backend.id: _backend_health(backend) for backend in cluster.backend_by_id.values()},

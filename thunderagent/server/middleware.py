@@ -31,6 +31,8 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _OPEN_PATHS = ("/health", "/livez", "/readyz", "/metrics", "/")
 """Answered without a client token: orchestrators and Prometheus have none. They show no program id."""
 
+_CLIENT_GONE = 499
+"""Of an answer that nobody reads."""
 
 _MESSAGES_TYPES = {
     400: "invalid_request_error",
@@ -72,7 +74,10 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
             response.headers["Allow"] = error.headers["Allow"]
         return response
     except ConnectionError:
-        raise
+        if request.transport is not None and not request.transport.is_closing():
+            raise
+        # The client has left. aiohttp drops an answer to it, but logs what is raised as a fault, with its traceback.
+        return web.Response(status=_CLIENT_GONE)
     except web.RequestPayloadError as error:
         cause = error.__cause__ or error
         return error_response(BadRequest(f"the body cannot be read: {_first_line(cause)}"), request.path)

@@ -141,9 +141,9 @@ class Profiler:
         profile = self._profiles.get(program)
         return None if profile is None else profile.averages()
 
-    def profiles(self) -> dict[ProgramId, dict[str, float | int | None]]:
-        """All averages kept."""
-        return {program: profile.averages() for program, profile in self._profiles.items()}
+    def programs(self) -> list[ProgramId]:
+        """Those whose averages are kept."""
+        return list(self._profiles)
 
     def _write(self, program: ProgramId, step: int, *values: float | None) -> None:
         if self._file is None:
