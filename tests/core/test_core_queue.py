@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 from core_policies import Scripted, hold
 
+from policies.least_kv import LeastKv
+from policies.pause_resume import PauseResume
 from thunderagent.core.commands import DecisionRejected, Forward, HoldReason, PolicyFailed, ProgramAdmitted, TurnHeld
-from thunderagent.policy import Admit, AdmitTurn, BackendId, ProgramId, WaiterView, Yield
+from thunderagent.core.events import BackendFailed, BackendObserved, BackendRecovered
+from thunderagent.policy import Admit, AdmitTurn, BackendId, Policy, ProgramId, WaiterView, Yield
 from thunderagent.testing.scheduler_driver import SchedulerDriver
 
 
@@ -194,3 +197,36 @@ def test_program_with_a_thousand_held_turns_is_forwarded_without_recursion(monke
     monkeypatch.undo()
     driver.verify()
     assert len(driver.running) == 1000
+
+
+@pytest.mark.parametrize("policy", [LeastKv, PauseResume])
+def test_program_whose_first_turn_has_no_backend_goes_on_with_its_other_model(policy: type[Policy]) -> None:
+    """``p`` waits with a turn of ``one``, which is down, and one of ``two``: when B has room, that goes there."""
+    driver = SchedulerDriver(policy())
+    driver.add("A", 10_000, ["one"])
+    driver.add("B", 10_000, ["two"])
+    driver.send(BackendFailed(BackendId("A"), "down"))
+    running = driver.arrive("x", 9_000, model="two")
+    first = driver.arrive("p", 1_000, model="one")
+    second = driver.arrive("p", 5_000, model="two", branch="sub")
+    driver.finish(running)
+    driver.release("x")
+    driver.advance(2.0)
+    assert driver.where == {second: "B"}
+    driver.send(BackendRecovered(BackendId("A")))
+    driver.advance(2.0)
+    assert driver.where == {second: "B", first: "A"}
+
+
+def test_program_of_two_models_changes_lines_with_the_backends() -> None:
+    """It stands in the line of the turn that a backend is there for, and of its oldest where all are."""
+    driver, _ = held_driver()
+    driver.send(BackendObserved(BackendId("A"), ("one",)))
+    driver.add("B", 10_000, ["two"])
+    driver.arrive("p", model="one")
+    driver.arrive("p", model="two", branch="sub")
+    assert [key.model for key in driver.cluster.queue.lines] == ["one"]
+    driver.send(BackendFailed(BackendId("A"), "down"))
+    assert [key.model for key in driver.cluster.queue.lines] == ["two"]
+    driver.send(BackendRecovered(BackendId("A")))
+    assert [key.model for key in driver.cluster.queue.lines] == ["one"]

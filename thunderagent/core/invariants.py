@@ -124,7 +124,9 @@ def _check_queue(cluster: Cluster, found: list[str]) -> None:
     lines: dict[LineKey, set[int]] = {}
     for waiter in queue.waiters.values():
         _expect(found, f"{waiter} has turns", bool(waiter.turns), True)
-        turn = next((turn for turn in waiter.turns.values() if turn.asks), next(iter(waiter.turns.values())))
+        asking = [turn for turn in waiter.turns.values() if turn.asks]
+        served = [turn for turn in asking if turn.serving.backends]
+        turn = (served or asking or list(waiter.turns.values()))[0]
         _expect(found, f"first turn of {waiter}", waiter.turn, turn)
         key = queue.line_for(turn) if turn.asks and not waiter.is_urgent else None
         _expect(found, f"line of {waiter}", waiter.line, key)
@@ -137,6 +139,8 @@ def _check_queue(cluster: Cluster, found: list[str]) -> None:
     for line in queue.lines.values():
         keys = [waiter.order for waiter in line]
         _expect(found, "line sorted", keys, sorted(keys))
+    mixed = {key for key, waiter in queue.waiters.items() if len({turn.model for turn in waiter.turns.values()}) > 1}
+    _expect(found, "waiters of several models", mixed <= set(queue.mixed) <= set(queue.waiters), True)
     beside = {turn.id for turn in held if turn.waits_alone and turn.program is not None}
     _expect(found, "turns beside their program's place", set(queue.beside), beside)
 

@@ -37,7 +37,8 @@ class Waiter:
     since: float
     sequence: int
     turn: Turn
-    """The turn that has waited longest for the policy's word, or if none does, for anything."""
+    """The turn that has waited longest for the policy's word, of those that a backend is there for if there are such;
+    where none asks, the one that has waited longest for anything."""
     turns: dict[TurnId, Turn] = field(factory=dict)
     need_tokens: int = 0
     """What it needs resident to go on, shared prefixes in full."""
@@ -65,6 +66,8 @@ class Queue:
     lines: dict[LineKey, SortedKeyList] = field(factory=dict)
     beside: dict[TurnId, Turn] = field(factory=dict)
     """Turns of programs that wait alone, since their program's place cannot serve them."""
+    mixed: dict[ProgramId | TurnId, Waiter] = field(factory=dict)
+    """Waiters with turns of several models, now or before: which of them counts depends on the backends there are."""
     rank: Callable[[Waiter], float] = _oldest_first
     turn_count: int = 0
     _sequence: int = 0
@@ -93,6 +96,8 @@ class Queue:
             self._sequence += 1
             waiter = Waiter(None if turn.waits_alone else turn.program, since, self._sequence, turn)
             self.waiters[key] = waiter
+        elif waiter.turn.model != turn.model:
+            self.mixed[key] = waiter
         waiter.turns[turn.id] = turn
         self.turn_count += 1
         if turn.waits_alone and turn.program is not None:
@@ -112,12 +117,18 @@ class Queue:
         else:
             self._leave_line(waiter)
             del self.waiters[key]
+            self.mixed.pop(key, None)
         return waiter
 
     def refresh(self, program: Program) -> None:
         """Bring the program's waiter up to date: its need changed, or whether it has a place."""
         waiter = self.waiters.get(program.id)
         if waiter is not None:
+            self._enlist(waiter)
+
+    def backends_changed(self) -> None:
+        """Bring the lines up to date after models found or lost their last backend."""
+        for waiter in list(self.mixed.values()):
             self._enlist(waiter)
 
     def set_urgent(self, waiter: Waiter, is_urgent: bool) -> None:
@@ -163,10 +174,13 @@ class Queue:
 
 
 def _first(waiter: Waiter) -> Turn:
+    first: Turn | None = None
     for turn in waiter.turns.values():
         if turn.asks:
-            return turn
-    return next(iter(waiter.turns.values()))
+            if turn.serving.backends:
+                return turn
+            first = first or turn
+    return first or next(iter(waiter.turns.values()))
 
 
 def _key(turn: Turn) -> ProgramId | TurnId:

@@ -339,6 +339,7 @@ class Scheduler:
         """Place afresh the held turns whose company may be another now: those that wait beside a place, and those
         that wait at a place on this backend, which may no longer serve them."""
         self.cluster.refresh_serving()
+        self.cluster.queue.backends_changed()
         turns = list(self.cluster.queue.beside.values())
         for group in backend.groups:
             turns += [turn for program in group.by_time.values() for turn in program.held.values()]
