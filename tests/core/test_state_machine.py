@@ -61,7 +61,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     **{f"pause-resume {name}": partial(PauseResume.from_options, options) for name, options in VARIANTS.items()},
 }
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
-EXAMPLES, STEPS, SEEDS = (600, 80, 60) if LONG else (25, 40, 2)
+EXAMPLES, STEPS, SEEDS = (240, 80, 20) if LONG else (25, 40, 2)
 BACKENDS = st.sampled_from([BackendId(name) for name in "ABC"])
 PREFIXES = [Prefix(PrefixKey("system"), 1_200), Prefix(PrefixKey("task"), 800)]
 USAGES = st.none() | st.builds(
