@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from thunderagent.core.commands import Notice, PrefixLost
 from thunderagent.core.decisions import Admit, AdmitTurn, Decision, Move, Pause, Reconsider, Trigger, Yield
+from thunderagent.core.events import Event
 from thunderagent.core.ids import BackendId, BranchId, PrefixKey, ProgramId, TurnId
 from thunderagent.core.policy import (
     BackendView,
@@ -28,12 +30,15 @@ __all__ = [
     "ClusterView",
     "Decision",
     "DemandView",
+    "Event",
     "Move",
+    "Notice",
     "OnHoldLimit",
     "OptionError",
     "Pause",
     "Policy",
     "PrefixKey",
+    "PrefixLost",
     "ProgramId",
     "ProgramView",
     "Reconsider",

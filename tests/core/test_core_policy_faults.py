@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -49,6 +50,7 @@ def test_admit_that_raises_forwards_to_the_place(driver: SchedulerDriver, policy
     policy.answer = fail
     assert driver.where[driver.arrive("p")] == A
     assert driver.told(PolicyFailed) == [PolicyFailed("admit", "ValueError: no idea")]
+    assert re.fullmatch(r".*test_core_policy_faults\.py:\d+ in \w+", driver.told(PolicyFailed)[0].at)
 
 
 def test_admit_that_raises_holds_a_newcomer(driver: SchedulerDriver, policy: Scripted) -> None:

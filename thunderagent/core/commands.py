@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from attrs import frozen
+from attrs import field, frozen
 
 from thunderagent.core.ids import BackendId, ProgramId, TurnId
 
@@ -162,10 +162,11 @@ class DecisionRejected:
 
 @frozen
 class PolicyFailed:
-    """A policy raised; ``where`` names the method. It counts as no decision."""
+    """A policy raised; ``where`` names the method, ``at`` the line. It counts as no decision."""
 
     where: str
     error: str
+    at: str = field(default="", eq=False)
 
 
 Notice = (

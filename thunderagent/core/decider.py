@@ -362,7 +362,11 @@ class Decider:
                 self._policy_failed("observe", error)
 
     def _policy_failed(self, where: str, error: Exception) -> None:
-        self.placement.commands.append(PolicyFailed(where, f"{type(error).__name__}: {error}"))
+        trace, at = error.__traceback__, ""
+        while trace is not None:  # the innermost call is the last
+            code = trace.tb_frame.f_code
+            trace, at = trace.tb_next, f"{code.co_filename}:{trace.tb_lineno} in {code.co_name}"
+        self.placement.commands.append(PolicyFailed(where, f"{type(error).__name__}: {error}", at))
 
     def _rejected(self, decision: str, reason: str) -> None:
         self.placement.commands.append(DecisionRejected(decision, reason))
