@@ -365,7 +365,8 @@ class Decider:
         trace, at = error.__traceback__, ""
         while trace is not None:  # the innermost call is the last
             code = trace.tb_frame.f_code
-            trace, at = trace.tb_next, f"{code.co_filename}:{trace.tb_lineno} in {code.co_name}"
+            at = f"{code.co_filename}:{trace.tb_lineno} in {code.co_name}"
+            trace = trace.tb_next
         self.placement.commands.append(PolicyFailed(where, f"{type(error).__name__}: {error}", at))
 
     def _rejected(self, decision: str, reason: str) -> None:
