@@ -21,6 +21,10 @@ __all__ = ["run"]
 
 _log = structlog.get_logger("thunderagent.daemon")
 
+_BACKLOG = 16_384
+"""Connections that may wait to be accepted, as far as the kernel lets (net.core.somaxconn): all agents of a runner
+connect at once."""
+
 _CANCEL_SECONDS = 0.25
 """How long handlers that outlasted the drain are waited for, once before they are cancelled and once after."""
 
@@ -47,7 +51,7 @@ async def _serve(settings: Settings) -> None:
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_CANCEL_SECONDS)
     try:
         await runner.setup()
-        site = web.TCPSite(runner, settings.host, settings.port, backlog=2048)
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=_BACKLOG)
         try:
             await site.start()
         except OSError as error:
