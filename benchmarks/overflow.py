@@ -231,7 +231,8 @@ def measure(programs: int, seconds: float, event_limit_seconds: float, log: IO[b
     stubs, stubs_end = multiprocessing.Pipe()
     spawn.Process(target=run_stubs, args=(stubs_end, capacity_tokens), daemon=True).start()
     port = free_port()
-    router = start_router(stubs.recv(), port, log=log)
+    backends = [f"http://127.0.0.1:{stub_port}" for stub_port in stubs.recv()]
+    router = start_router(backends, port, log=log)
     probe, probe_end = multiprocessing.Pipe()
     spawn.Process(target=run_probe, args=(probe_end, port), daemon=True).start()
     run = Run(programs, seconds, port, router, probe, event_limit_seconds)

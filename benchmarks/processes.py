@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Sequence
 from typing import IO
+
+from examples.processes import free_port
 
 __all__ = ["cpu_seconds", "free_port", "json_answer", "resident_bytes", "start_router"]
 
@@ -34,23 +35,14 @@ def resident_bytes(pid: int) -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def start_router(
-    backend_ports: Sequence[int], port: int, *arguments: str, log: IO[bytes] | None = None
+    backends: Sequence[str], port: int, *arguments: str, log: IO[bytes] | None = None
 ) -> subprocess.Popen[bytes]:
-    """``thunderagent serve`` in front of backends on loopback, once it is ready.
+    """``thunderagent serve`` on loopback in front of the backends at these URLs, once it is ready.
 
     ``log`` takes what it writes; None: this process's stderr does. Raises SystemExit when it does not start.
     """
-    urls = ",".join(f"http://127.0.0.1:{backend_port}" for backend_port in backend_ports)
-    command = [sys.executable, "-m", "thunderagent", "serve", "--backends", urls]
+    command = [sys.executable, "-m", "thunderagent", "serve", "--backends", ",".join(backends)]
     router = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port), *arguments], stderr=log)
     deadline_at = time.monotonic() + _START_SECONDS
     while not _is_ready(port):

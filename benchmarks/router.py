@@ -132,7 +132,7 @@ def main() -> None:
     stub = multiprocessing.get_context("spawn").Process(target=_stub_process, args=(theirs,), daemon=True)
     stub.start()
     stub_port, port = ours.recv(), free_port()
-    router = start_router([stub_port], port, "--log-level", "warning")
+    router = start_router([f"http://127.0.0.1:{stub_port}"], port, "--log-level", "warning")
     try:
         _measure(stub_port, port, router.pid, requests, [int(size) for size in sizes.split(",")])
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/debug/invariants", timeout=5) as page:

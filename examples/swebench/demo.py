@@ -14,10 +14,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from examples.processes import ChildFailed, interrupt_on_termination
 from examples.swebench import dataset
 from examples.swebench.checkouts import CheckoutError, failing_before
 from examples.swebench.demo_run import DemoSettings, PolicyRun, run_policy
-from examples.swebench.processes import ChildFailed, interrupt_on_termination
 from examples.swebench.report import compare, render
 from examples.swebench.sample import Sample
 

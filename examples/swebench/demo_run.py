@@ -11,9 +11,9 @@ from pathlib import Path
 
 import attrs
 
+from examples.processes import Child, Children, free_port, get
 from examples.swebench import checkouts, dataset, launch
 from examples.swebench.predictions import read_predictions
-from examples.swebench.processes import Child, Children, free_port, get
 from examples.swebench.report import (
     Report,
     engine_counts,

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from examples.swebench.processes import get
+from examples.processes import get
 
 READY_SECONDS = 60.0
 

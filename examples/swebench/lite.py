@@ -9,9 +9,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from examples.processes import Child, ChildFailed, Children, interrupt_on_termination, shell_line
 from examples.swebench import launch, preflight
 from examples.swebench.predictions import read_predictions
-from examples.swebench.processes import Child, ChildFailed, Children, interrupt_on_termination, shell_line
 from examples.swebench.report import Report, engine_counts, read_trajectories, render, router_counts
 
 _EPILOG = """\

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from examples.processes import get
 from examples.swebench.launch import served_models
-from examples.swebench.processes import get
 from minisweagent_patch.errors import PatchError
 from minisweagent_patch.versions import installed_version, runner_modules
 from thunderagent.errors import ConfigError

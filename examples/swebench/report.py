@@ -27,7 +27,7 @@ from typing import Any
 import attrs
 from prometheus_client.parser import text_string_to_metric_families
 
-from examples.swebench.processes import get
+from examples.processes import get
 
 _BLOCK_TOKENS = 16
 SAME_RATIO = 0.02

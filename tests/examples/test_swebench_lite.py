@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from examples.processes import REPOSITORY, Children, free_port
 from examples.swebench import dataset, launch
 from examples.swebench.demo_run import agent_options, judge, local_environment, prepare
 from examples.swebench.launch import engine_command
 from examples.swebench.predictions import read_predictions
-from examples.swebench.processes import REPOSITORY, Children, free_port
 
 _SAMPLES = dataset.SAMPLES[::12]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from examples_stubs import BackendStub, serving
 
+from examples.processes import free_port
 from examples.swebench import dataset, preflight
 from examples.swebench.preflight import GIB, Problem
-from examples.swebench.processes import free_port
 
 _Usage = namedtuple("_Usage", "total used free")
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 _POLL_SECONDS = 0.05
 _TAIL_LINES = 20
 _HTTP_SECONDS = 5.0

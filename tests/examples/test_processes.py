@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.swebench.processes import REPOSITORY, Child, ChildFailed, Children, answers, free_port, shell_line
+from examples.processes import REPOSITORY, Child, ChildFailed, Children, answers, free_port, shell_line
 
 _SERVER = (
     "import http.server, sys; http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), {handler}).serve_forever()"
