@@ -1,6 +1,7 @@
 """The agents of ``benchmarks.vllm``: conversations that grow by an answer and a tool's output each turn.
 
-Texts and tool times are fixed by the agent's number, answers by temperature 0. No turn has a ``seed``: vLLM's CPU engine ends at a seeded prompt that is prefilled in chunks.
+Texts and tool times are fixed by the agent's number, answers by temperature 0. No turn has a ``seed``: vLLM's CPU
+engine ends at a seeded prompt that is prefilled in chunks.
 """
 
 from __future__ import annotations
