@@ -25,11 +25,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "upstream": {"core"},
     "telemetry": {"core", "errors"},
     "backends": {"core", "upstream"},
+    "kv_events": {"core", "upstream"},
     "config": {"backends", "core", "errors"},
     "gateway": {"clock", "core", "errors", "identity", "telemetry"},
     "server": {
         *("backends", "clock", "config", "core", "errors", "gateway", "identity"),
-        *("registry", "telemetry", "upstream"),
+        *("kv_events", "registry", "telemetry", "upstream"),
     },
     "daemon": {"config", "errors", "garbage", "server", "telemetry"},
     "emulator": set(),

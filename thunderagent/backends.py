@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import structlog
@@ -87,6 +87,8 @@ class WatchedBackend:
     look_now: asyncio.Event = field(factory=asyncio.Event)
     first_look: asyncio.Event = field(factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+    follow_task: asyncio.Task[None] | None = None
+    """While it is healthy and something follows it."""
 
 
 @define(eq=False)
@@ -94,13 +96,14 @@ class BackendPool:
     """Owns the clients and the watching tasks; tells the scheduler through ``send``.
 
     ``can_spare`` says whether the other backends can take over for one; asked before a backend that looks healthy
-    is taken out.
+    is taken out. ``follow`` is run for each backend while it is healthy, and cancelled when it fails or is removed.
     """
 
     settings: WatchSettings
     send: Callable[[Event], None]
     can_spare: Callable[[BackendId], bool] = lambda backend: False
     now: Callable[[], float] = time.monotonic
+    follow: Callable[[WatchedBackend], Awaitable[None]] | None = None
     watched: dict[BackendId, WatchedBackend] = field(factory=dict)
     _retired: set[WatchedBackend] = field(factory=set)
     """Removed ones whose client is not closed yet: an answer is still read from it."""
@@ -126,6 +129,7 @@ class BackendPool:
         self._retired.add(entry)
         if entry.task is not None:
             entry.task.cancel()
+        _stop_following(entry)
         self.send(events.BackendRemoved(entry.config.id))
         if entry.running == 0:
             self.own(self._close_retired(entry), f"close {entry.config.id}")
@@ -161,9 +165,12 @@ class BackendPool:
 
     async def close(self) -> None:
         """End all watching and close all connections."""
-        for task in (*self._tasks, *(entry.task for entry in (*self.watched.values(), *self._retired))):
+        entries = (*self.watched.values(), *self._retired)
+        for entry in entries:
+            _stop_following(entry)
+        for task in (*self._tasks, *(entry.task for entry in entries)):
             await _stop(task)
-        for entry in (*self.watched.values(), *self._retired):
+        for entry in entries:
             await entry.client.close()
         self._retired.clear()
 
@@ -258,6 +265,14 @@ class BackendPool:
             entry.is_failed, entry.ejected_until = False, None
             _log.info("backend.recovered", backend=entry.config.id)
             self.send(events.BackendRecovered(entry.config.id))
+        if self.follow is not None and entry.follow_task is None and not entry.is_failed:
+            entry.follow_task = self.own(self._follow(entry, self.follow), f"follow {entry.config.id}")
+
+    async def _follow(self, entry: WatchedBackend, follow: Callable[[WatchedBackend], Awaitable[None]]) -> None:
+        try:
+            await follow(entry)
+        except Exception:  # a bug in it must not end the daemon; it is begun anew when the backend recovers
+            _log.exception("backend.follow_failed", backend=entry.config.id)
 
     def _count_failure(self, entry: WatchedBackend, error: str) -> None:
         entry.failures += 1
@@ -267,8 +282,15 @@ class BackendPool:
 
     def _fail(self, entry: WatchedBackend, error: str) -> None:
         entry.is_failed, entry.last_error = True, error
+        _stop_following(entry)
         _log.warning("backend.failed", backend=entry.config.id, error=error)
         self.send(events.BackendFailed(entry.config.id, error))
+
+
+def _stop_following(entry: WatchedBackend) -> None:
+    if entry.follow_task is not None:
+        entry.follow_task.cancel()
+        entry.follow_task = None
 
 
 def _ssl(config: BackendConfig) -> ssl.SSLContext | bool:

@@ -48,6 +48,7 @@ class Settings:
     metrics_interval_seconds: float = 5.0
     health_failures: int = 3
     inject_usage: bool = False
+    kv_events: bool = False
     hold_keepalive_seconds: float = 0.0
     identify_by: tuple[str, ...] = ()
     max_body_bytes: int = 64 * 1024 * 1024
@@ -234,6 +235,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("max_body_bytes", _count, "Largest request body. Default 67108864."),
     Option("hold_keepalive_seconds", _seconds, "Send keep-alive bytes during holds this often. Default 0: off."),
     Option("inject_usage", _boolean, "Ask backends for usage in streams on the client's behalf.", is_flag=True),
+    Option("kv_events", _boolean, "Follow the KV events of vLLM: what is cached of each program.", is_flag=True),
     Option("identify_by", _names, "Body fields that name a program, e.g. user,prompt_cache_key.", "FIELD[,FIELD...]"),
     Option("drain_seconds", _seconds, "How long running turns may take to finish at the end. Default 30."),
     Option("metrics_interval_seconds", _positive, "How often backends are looked at. Default 5."),

@@ -74,6 +74,7 @@ SAMPLES = {
     "max_body_bytes": _numbers(1, 2, 3),
     "hold_keepalive_seconds": _numbers(0.0, 2.5, 3.0),
     "inject_usage": Sample(False, "true", "false", (False, True, False)),
+    "kv_events": Sample(False, "true", "false", (False, True, False)),
     "identify_by": Sample("user, a", "b", '["c", "d"]', (("user", "a"), ("b",), ("c", "d"))),
     "drain_seconds": _numbers(0.0, 2.5, 3.0),
     "metrics_interval_seconds": _numbers(0.5, 2.5, 3.0),

@@ -202,6 +202,7 @@ EVENTS = [
     event_classes.BackendRecovered(A),
     event_classes.BackendDraining(A),
     event_classes.BackendRemoved(A),
+    event_classes.PrefixesObserved(A, (event_classes.CachedPrefix(ProgramId("p"), None, 32),)),
     Tick(),
 ]
 

@@ -6,7 +6,7 @@ import pytest
 from core_policies import Scripted
 
 from thunderagent.core.commands import PrefixLost
-from thunderagent.core.events import BackendFailed, BackendRecovered
+from thunderagent.core.events import BackendFailed, BackendRecovered, CachedPrefix, PrefixesObserved
 from thunderagent.core.usage import Outcome
 from thunderagent.policy import BackendId, Move, Pause, ProgramId
 from thunderagent.testing.scheduler_driver import SchedulerDriver
@@ -158,3 +158,41 @@ def test_program_that_left_nothing_has_nothing_resident(driver: SchedulerDriver)
     """Before its first turn ended."""
     driver.arrive("p", 1_000)
     assert driver.cluster.resident_ratio(driver.program("p")) == 0.0
+
+
+# What an engine's KV events say
+
+
+def observe(driver: SchedulerDriver, prefix_tokens: int | None, held_tokens: int = 0, program: str = "p") -> None:
+    """The events of A tell of a program."""
+    driver.send(PrefixesObserved(A, (CachedPrefix(ProgramId(program), prefix_tokens, held_tokens),)))
+
+
+def test_engine_s_word_goes_before_the_judgement(driver: SchedulerDriver) -> None:
+    """Whatever was written since; and the judgement stands again when nothing is known any more."""
+    driver.finish(driver.arrive("p", 1_000), 1_000, 0, cached=0)
+    program = driver.program("p")
+    observe(driver, 250, 900)
+    assert driver.cluster.resident_ratio(program) == 0.25
+    observe(driver, 0, 900)
+    assert driver.cluster.resident_ratio(program) == 0.0
+    observe(driver, 1_008, 1_008)
+    assert driver.cluster.resident_ratio(program) == 1.0
+    others_use(driver, 25_000)
+    assert driver.cluster.resident_ratio(program) == 1.0
+    observe(driver, None)
+    assert (driver.cluster.resident_ratio(program), program.cached) == (0.0, None)
+
+
+def test_of_several_conversations_all_that_is_cached_counts(driver: SchedulerDriver) -> None:
+    """The beginning told is that of the one which ran last."""
+    driver.finish(driver.arrive("p", 1_000), 1_000, 0, cached=0)
+    driver.finish(driver.arrive("p", 3_000, branch="sub"), 3_000, 0, cached=0)
+    observe(driver, 500, 2_000)
+    assert driver.cluster.resident_ratio(driver.program("p")) == 0.5
+
+
+def test_unknown_programs_change_nothing(driver: SchedulerDriver) -> None:
+    """Sessions of clients that go past the router, and programs that were released meanwhile."""
+    observe(driver, 250, program="a stranger")
+    assert driver.cluster.program_count == 0

@@ -32,7 +32,7 @@ from thunderagent.core import events
 from thunderagent.core.events import Prefix
 from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
 from thunderagent.core.usage import Outcome, Usage
-from thunderagent.policy import BackendId, Policy, PrefixKey, TurnId
+from thunderagent.policy import BackendId, Policy, PrefixKey, ProgramId, TurnId
 from thunderagent.testing.runs import random_run
 from thunderagent.testing.scheduler_driver import SchedulerDriver
 
@@ -162,6 +162,16 @@ class SchedulerMachine(RuleBasedStateMachine):
     def observe(self, name: BackendId, models: tuple[str, ...] | None, capacity_tokens: int | None) -> None:
         if name in self.driver.cluster.backend_by_id:
             self.driver.send(events.BackendObserved(name, models, capacity_tokens, 0.5, 1, 1))
+
+    @rule(
+        name=BACKENDS,
+        program=st.sampled_from(["p", "q", "r", "s", "never seen"]),
+        prefix_tokens=st.sampled_from([None, 0, 900]),
+    )
+    def observe_prefix(self, name: BackendId, program: str, prefix_tokens: int | None) -> None:
+        if name in self.driver.cluster.backend_by_id:
+            cached = events.CachedPrefix(ProgramId(program), prefix_tokens, 900)
+            self.driver.send(events.PrefixesObserved(name, (cached,)))
 
     @rule(seconds=st.sampled_from([0.0, 1.0, 6.0, 30.0, 2_000.0]))
     def advance(self, seconds: float) -> None:

@@ -45,6 +45,7 @@ async def test_turns_add_up_in_programs(stack: Stack) -> None:
         "scheduling_status": "admitted",
         "footprint_tokens": first["usage"]["total_tokens"] + second["usage"]["total_tokens"],
         "resident_ratio": program["resident_ratio"],
+        "cached_tokens": None,
         "tool_seconds_p50": None,
         "turns_running": 0,
         "turns_held": 0,

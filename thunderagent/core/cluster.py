@@ -119,14 +119,20 @@ class Cluster:
     def resident_ratio(self, program: Program) -> float:
         """The share of what its conversations left that is probably still cached where they left it, 0 to 1.
 
-        0 where all of it lies on backends that were lost since, or nothing was left. O(branches).
+        As the engine's KV events say, where they are followed. 0 where all of it lies on backends that were lost
+        since, or nothing was left. O(branches).
         """
         kept_tokens, resident_tokens = 0, 0.0
+        known: dict[Backend, float | None] = {}
         for branch in program.branches.values():
             kept_tokens += branch.kept_tokens
             backend = branch.history.backend
             if backend is not None and branch.history.lies_on(backend):
-                ratio = backend.residency.expected_ratio(branch.history.mark_tokens, backend.spare_tokens)
+                if backend not in known:
+                    known[backend] = program.cached_ratio(backend)
+                ratio = known[backend]
+                if ratio is None:
+                    ratio = backend.residency.expected_ratio(branch.history.mark_tokens, backend.spare_tokens)
                 resident_tokens += branch.kept_tokens * (1.0 if branch.forwarded else ratio)
         return resident_tokens / kept_tokens if kept_tokens else 0.0
 

@@ -17,9 +17,11 @@ __all__ = [
     "BackendObserved",
     "BackendRecovered",
     "BackendRemoved",
+    "CachedPrefix",
     "Event",
     "ForwardFailed",
     "Prefix",
+    "PrefixesObserved",
     "ProgramReleased",
     "Tick",
     "TurnAbandoned",
@@ -150,6 +152,27 @@ class BackendRemoved:
 
 
 @frozen
+class CachedPrefix:
+    """What a backend has cached of a program.
+
+    ``prefix_tokens``: the unbroken beginning of the conversation that ran last, None where that is not known.
+    ``held_tokens``: all blocks that its conversations stored or stand on.
+    """
+
+    program: ProgramId
+    prefix_tokens: int | None
+    held_tokens: int
+
+
+@frozen
+class PrefixesObserved:
+    """An engine's KV events told what is cached of programs now. Unknown programs change nothing."""
+
+    backend: BackendId
+    prefixes: tuple[CachedPrefix, ...]
+
+
+@frozen
 class Tick:
     """Time passed: sent when ``Scheduler.next_deadline()`` is reached."""
 
@@ -167,5 +190,6 @@ Event = (
     | BackendRecovered
     | BackendDraining
     | BackendRemoved
+    | PrefixesObserved
     | Tick
 )

@@ -342,7 +342,7 @@ class ClusterView(Protocol):
         """The share of what the program left that is probably still cached where it was left, 0 to 1.
 
         Judged by what the backend cached since, against its spare tokens and what came back to others (cached
-        tokens in their usage).
+        tokens in their usage); with ``--kv-events`` by the blocks that the engine says it has.
         """
 
     def fits(self, turn: Any, backend: Any, headroom_tokens: int = 0) -> bool:

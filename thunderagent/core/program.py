@@ -17,6 +17,7 @@ from attrs import define, field
 
 from thunderagent.core.commands import PauseReason
 from thunderagent.core.estimate import History
+from thunderagent.core.events import CachedPrefix
 from thunderagent.core.ids import BackendId, BranchId, PrefixKey, ProgramId, TurnId
 from thunderagent.core.tool_times import ToolTimes
 from thunderagent.core.turn import NO_TURNS, Turn
@@ -162,6 +163,8 @@ class Program:
     """Prompt and completion tokens of the last finished turn of each of its conversations."""
     tool_times: ToolTimes | None = None
     """How long its tools took; None before it has used one."""
+    cached: dict[Backend, CachedPrefix] | None = None
+    """What backends' KV events say is cached of it; None where nothing is known so."""
 
     def become(self, status: Status) -> None:
         """Change the status.
@@ -216,6 +219,25 @@ class Program:
     def prefixes(self) -> frozenset[PrefixKey]:
         """Shared beginnings of its branches."""
         return frozenset(key for branch in self.branches.values() for key in branch.prefixes)
+
+    def observe_cached(self, backend: Backend, cached: CachedPrefix) -> None:
+        """Note what a backend has cached of it; a prefix that is not known is forgotten."""
+        if cached.prefix_tokens is not None:
+            self.cached = {**(self.cached or {}), backend: cached}
+        elif self.cached is not None and self.cached.pop(backend, None) is not None and not self.cached:
+            self.cached = None
+
+    def cached_ratio(self, backend: Backend) -> float | None:
+        """The share of what its conversations left on the backend that is cached there, 0 to 1; None: not known.
+
+        Of several conversations all that is cached counts, of a single one the unbroken beginning. O(branches).
+        """
+        cached = None if self.cached is None else self.cached.get(backend)
+        if cached is None or cached.prefix_tokens is None:
+            return None
+        left_tokens = [branch.kept_tokens for branch in self.branches.values() if branch.history.backend is backend]
+        tokens = cached.prefix_tokens if len(left_tokens) == 1 else cached.held_tokens
+        return min(1.0, tokens / max(1, sum(left_tokens)))
 
     def held_turns(self) -> Iterator[Turn]:
         """Its turns that wait, in the order in which they were held."""

@@ -91,6 +91,7 @@ class Scheduler:
             events.BackendRecovered: self._backend_recovered,
             events.BackendDraining: self._backend_draining,
             events.BackendRemoved: self._backend_removed,
+            events.PrefixesObserved: self._prefixes_observed,
             events.Tick: self._tick,
         }
 
@@ -326,6 +327,14 @@ class Scheduler:
         backend = self.cluster.backend_by_id.pop(event.backend)
         backend.is_removed = True
         return self._backend_lost(backend)
+
+    def _prefixes_observed(self, event: events.PrefixesObserved) -> Trigger | None:
+        backend = self.cluster.backend_by_id[event.backend]
+        for cached in event.prefixes:
+            program = self.cluster.program_by_id.get(cached.program)
+            if program is not None:
+                program.observe_cached(backend, cached)
+        return None
 
     def _backend_lost(self, backend: Backend) -> Trigger:
         """Unbind its programs at once; their next turns are placed afresh."""

@@ -136,6 +136,7 @@ def _backends_json(state: State) -> list[dict[str, Any]]:
                 "url": backend.id,
                 "models": None if backend.models is None else sorted(backend.models),
                 "last_error": None if entry is None else entry.last_error,
+                "cached_tokens": None if state.following is None else state.following.cached_tokens(backend.id),
                 **per_backend[backend.id],
             }
         )

@@ -15,6 +15,7 @@ from thunderagent.gateway import Gateway
 from thunderagent.registry import make_policy
 from thunderagent.server.admin import routes
 from thunderagent.server.inference import APIS, handle_turn
+from thunderagent.server.kv_events import follow_kv_events
 from thunderagent.server.middleware import middlewares
 from thunderagent.server.state import STATE, State
 from thunderagent.server.unscheduled import UNSCHEDULED_PATHS, handle_unscheduled, list_models, show_model
@@ -45,8 +46,11 @@ def create_app(settings: Settings, clock: Clock | None = None) -> web.Applicatio
         capacity_tokens=settings.capacity_tokens,
     )
     profiler = Profiler(Path(settings.profile_dir)) if settings.profile else None
+    pool = BackendPool(watch, gateway.handle, gateway.can_spare)
     app = web.Application(middlewares=middlewares, client_max_size=settings.max_body_bytes)
-    app[STATE] = State(settings, gateway, BackendPool(watch, gateway.handle, gateway.can_spare), metrics, profiler)
+    app[STATE] = State(settings, gateway, pool, metrics, profiler)
+    if settings.kv_events:
+        follow_kv_events(app[STATE])
     app.cleanup_ctx.extend((_profiling, _watching))
     app.add_routes([web.post(path, handle_turn) for path in APIS])
     app.add_routes([web.post(path, handle_unscheduled) for path in UNSCHEDULED_PATHS])
@@ -73,4 +77,6 @@ async def _watching(app: web.Application) -> AsyncIterator[None]:
     yield
     state.is_ready = False
     await state.pool.close()
+    if state.following is not None:
+        state.following.close()
     state.gateway.stop()  # last: what the watching tasks tell arms its timer

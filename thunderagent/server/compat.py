@@ -29,6 +29,7 @@ def program_json(program: Program, state: State) -> dict[str, Any]:
         "scheduling_status": program.status.value,
         "footprint_tokens": cluster.footprint_tokens(program),
         "resident_ratio": round(cluster.resident_ratio(program), 3),
+        "cached_tokens": _cached_tokens(program),
         "tool_seconds_p50": _tool_seconds(program),
         "turns_running": len(program.forwarded),
         "turns_held": len(program.held),
@@ -156,6 +157,13 @@ def _engine_metrics(entry: Any) -> dict[str, Any] | None:
         "last_updated": entry.observed_at,
         "history_size": 1,
     }
+
+
+def _cached_tokens(program: Program) -> int | None:
+    """The prefix that the engine's KV events say is cached at its place, or at its last one; None: not known."""
+    backend = program.place or (None if program.last_place is None else program.last_place[0])
+    cached = None if program.cached is None or backend is None else program.cached.get(backend)
+    return None if cached is None else cached.prefix_tokens
 
 
 def _tool_seconds(program: Program) -> float | None:

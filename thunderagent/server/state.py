@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from aiohttp import web
 from attrs import define
 
@@ -10,6 +12,9 @@ from thunderagent.config import Settings
 from thunderagent.gateway import Gateway
 from thunderagent.telemetry.metrics import Metrics
 from thunderagent.telemetry.profile import Profiler
+
+if TYPE_CHECKING:
+    from thunderagent.kv_events.following import KvFollowing
 
 __all__ = ["STATE", "State", "state_of"]
 
@@ -23,6 +28,8 @@ class State:
     pool: BackendPool
     metrics: Metrics
     profiler: Profiler | None
+    following: KvFollowing | None = None
+    """With ``--kv-events``."""
     is_ready: bool = False
     unscheduled_count: int = 0
     """Requests under way that are routed but not scheduled."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -78,12 +78,19 @@ class Metrics:
         self.prefix_lost_tokens = self._of_backend(
             "thunderagent_prefix_lost_tokens", "Prompt tokens that were prefilled anew for that."
         )
-        registry.register(_ClusterCollector(cluster))
+        self._collector = _ClusterCollector(cluster)
+        registry.register(self._collector)
 
     def _of_backend(self, name: str, text: str) -> Counter:
         counter = Counter(name, text, ["backend"], registry=self.registry)
         self._per_backend.append(counter)
         return counter
+
+    def show_kv_events(
+        self, cached_tokens: Callable[[BackendId], int | None], gaps: Callable[[BackendId], int]
+    ) -> None:
+        """Add what the followers of KV events know of each backend."""
+        self._collector.cached_tokens, self._collector.gaps = cached_tokens, gaps
 
     def render(self) -> bytes:
         """The page for ``GET /metrics``."""
@@ -151,6 +158,8 @@ class _ClusterCollector(Collector):
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
+        self.cached_tokens: Callable[[BackendId], int | None] | None = None
+        self.gaps: Callable[[BackendId], int] | None = None
 
     def collect(self) -> Iterable[Metric]:
         cluster = self._cluster
@@ -195,3 +204,14 @@ class _ClusterCollector(Collector):
             tokens.add_metric([backend.id, "guest"], backend.guest_tokens)
             tokens.add_metric([backend.id, "shared"], backend.shared_tokens)
         yield from (forwarded, healthy, capacity, tokens)
+        if self.cached_tokens is not None and self.gaps is not None:
+            cached = GaugeMetricFamily(
+                "thunderagent_engine_cached_tokens", "In the prefix cache.", labels=["backend"]
+            )
+            gaps = GaugeMetricFamily("thunderagent_kv_event_gaps", "Events missed for good.", labels=["backend"])
+            for name in cluster.backend_by_id:
+                known = self.cached_tokens(name)
+                if known is not None:
+                    cached.add_metric([name], known)
+                    gaps.add_metric([name], self.gaps(name))
+            yield from (cached, gaps)

@@ -1,0 +1,236 @@
+"""The follower on real sockets: both directions, gaps, replays, restarts; and a daemon that follows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+import structlog.testing
+import zmq.asyncio
+from kv_samples import CLEARED, Publisher, removed, stored
+from router_harness import Stack, chat, until
+
+from thunderagent.kv_events.follower import KvFollower
+from thunderagent.kv_events.mirror import SessionBlocks
+from thunderagent.kv_events.sources import read_sources
+from thunderagent.testing.fake_backend import CHAT_ANSWER, Exchange, json_answer
+
+
+class Bench:
+    """A publisher and a follower of it, and what that one reported last of each session."""
+
+    def __init__(self) -> None:
+        self.context = zmq.asyncio.Context()
+        self.told: dict[str, int | None] = {}
+        self.publisher = Publisher(self.context)
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def report(self, changes: Sequence[SessionBlocks]) -> None:
+        self.told.update({change.session: change.prefix_tokens for change in changes})
+
+    def follow(self) -> KvFollower:
+        (source,) = read_sources(json.dumps({"0": self.publisher.page()}).encode(), "http://127.0.0.1:8000")
+        follower = KvFollower("b", source, self.report, self.context)
+        self.tasks.append(asyncio.ensure_future(follower.run()))
+        return follower
+
+    async def reach(self, follower: KvFollower) -> None:
+        """Send messages about nobody until one arrives: subscriptions take a moment."""
+
+        async def once() -> None:
+            while follower.order.last_live < 0:
+                await self.publisher.send(removed(999_999))
+                await asyncio.sleep(0.02)
+
+        await asyncio.wait_for(once(), 5)
+
+    async def close(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.publisher.stop()
+        self.context.destroy(linger=0)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    await bench.close()
+
+
+async def test_follower_connects_to_an_engine_that_binds(bench: Bench) -> None:
+    """``tcp://*:5557``, the usual way."""
+    bench.publisher.start()
+    follower = bench.follow()
+    await bench.reach(follower)
+    await bench.publisher.send(stored(1, 2, session="p"))
+    await until(lambda: bench.told == {"p": 64})
+    await bench.publisher.send(removed(2))
+    await until(lambda: bench.told == {"p": 32})
+    assert (follower.gaps, follower.unreadable) == (0, 0)
+
+
+async def test_follower_binds_for_an_engine_that_connects(bench: Bench) -> None:
+    """An endpoint that names a host: vLLM connects to it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    bench.publisher.binds, bench.publisher.connect_to = False, f"tcp://127.0.0.1:{port}"
+    bench.publisher.start()
+    follower = bench.follow()
+    await bench.reach(follower)
+    await bench.publisher.send(stored(1, session="p"))
+    await until(lambda: bench.told == {"p": 32})
+
+
+async def test_endpoint_that_the_engine_bound_itself_is_connected_to(bench: Bench) -> None:
+    """``tcp://*:0`` is told as the address that it became: it names a host, but the port is taken."""
+    bench.publisher.start()
+    bench.publisher.endpoint = bench.publisher.endpoint.replace("*", "127.0.0.1")
+    follower = bench.follow()
+    await bench.reach(follower)
+    await bench.publisher.send(stored(1, session="p"))
+    await until(lambda: bench.told == {"p": 32})
+
+
+async def test_what_was_before_is_replayed_at_the_start(bench: Bench) -> None:
+    """The router may start after the engine."""
+    bench.publisher.start()
+    await bench.publisher.send(stored(1, session="p"))
+    await bench.publisher.send(stored(2, parent=1, session="p"))
+    bench.follow()
+    await until(lambda: bench.told == {"p": 64})
+
+
+async def test_missed_messages_are_replayed(bench: Bench) -> None:
+    """In order, before what came behind them; nothing is given up."""
+    bench.publisher.start()
+    follower = bench.follow()
+    await bench.reach(follower)
+    await bench.publisher.send(stored(1, session="p"), lose=True)
+    await bench.publisher.send(stored(2, parent=1, session="p"), lose=True)
+    await bench.publisher.send(stored(3, parent=2, session="p"))
+    await until(lambda: bench.told == {"p": 96})
+    assert follower.gaps == 0
+    assert bench.publisher.replays == 2
+
+
+@pytest.mark.parametrize("has_replay", [True, False])
+async def test_messages_that_cannot_be_had_again_leave_nothing_known(bench: Bench, has_replay: bool) -> None:
+    """The buffer ran over, or there is none: what was known may be wrong. New conversations are known again."""
+    bench.publisher.has_replay = has_replay
+    bench.publisher.start()
+    follower = bench.follow()
+    if not has_replay:
+        await asyncio.sleep(0.1)
+    await bench.reach(follower)
+    gaps = follower.gaps
+    await bench.publisher.send(stored(1, session="p"))
+    await until(lambda: bench.told == {"p": 32})
+    await bench.publisher.send(removed(1), lose=True)
+    bench.publisher.forget()
+    await bench.publisher.send(stored(7, session="q"))
+    await until(lambda: bench.told == {"p": None, "q": 32})
+    assert follower.gaps == gaps + 1
+    await bench.publisher.send(stored(2, parent=1, session="p"))
+    await bench.publisher.send(stored(8, parent=7, session="q"))
+    await until(lambda: bench.told == {"p": None, "q": 64})
+
+
+async def test_engine_that_starts_anew_has_an_empty_cache(bench: Bench) -> None:
+    """Its numbers begin again, the first of them lost."""
+    bench.publisher.start()
+    follower = bench.follow()
+    await bench.reach(follower)
+    await bench.publisher.send(stored(1, session="p"))
+    await until(lambda: bench.told == {"p": 32})
+    bench.publisher.restart()
+    await bench.publisher.send(stored(1, session="q"), lose=True)
+    await bench.publisher.send(stored(2, parent=1, session="q"))
+    await until(lambda: bench.told == {"p": 0, "q": 64})
+
+
+async def test_reset_and_rubbish(bench: Bench) -> None:
+    """A cleared cache is known to be empty; a message that cannot be read leaves nothing known, and is counted."""
+    bench.publisher.start()
+    follower = bench.follow()
+    await bench.reach(follower)
+    await bench.publisher.send(stored(1, session="p"))
+    await bench.publisher.send(CLEARED)
+    await until(lambda: bench.told == {"p": 0})
+    await bench.publisher.send(stored(2, session="q"))
+    await until(lambda: bench.told == {"p": 0, "q": 32})
+    await bench.publisher.send_raw(b"rubbish")
+    await until(lambda: bench.told == {"p": 0, "q": None})
+    assert follower.unreadable == 1
+
+
+# A daemon that follows
+
+
+def engine_with(page: Callable[[], Any]) -> Callable[[Exchange], Awaitable[None]]:
+    """A backend's script: answers turns, and says where its events are."""
+
+    async def script(exchange: Exchange) -> None:
+        body = json_answer(json.dumps(page()).encode()) if exchange.target == "/kv_event_sources" else CHAT_ANSWER
+        await exchange.send(body)
+
+    return script
+
+
+async def test_daemon_knows_what_is_cached_of_a_program(stack: Stack, bench: Bench) -> None:
+    """From the event to ``GET /programs``, to /metrics, and into the judgement that policies read."""
+    publisher = bench.publisher.start()
+    fake = await stack.fake(engine_with(lambda: {"0": publisher.page()}))
+    router = await stack.router(fake, kv_events=True)
+    assert (await router.post("/v1/chat/completions", chat("hi", "p")))[0] == 200
+    following = router.state.following
+    assert following is not None
+    await until(lambda: following.followers)
+    (follower,) = following.followers[next(iter(following.followers))]
+    await bench.reach(follower)
+    await publisher.send(stored(1, 2, 3, session="p"), stored(9, session="a stranger"))
+    cluster = router.gateway.scheduler.cluster
+    (program,) = cluster.program_by_id.values()
+    await until(lambda: program.cached)
+    assert (await router.programs())["p"]["cached_tokens"] == 96
+    assert cluster.resident_ratio(program) == 1.0
+    assert await router.metric("thunderagent_engine_cached_tokens", backend=fake.url) == 128
+    await publisher.send(removed(3), removed(2), removed(1))
+    await until(lambda: cluster.resident_ratio(program) == 0.0)
+    assert (await router.programs())["p"]["cached_tokens"] == 0
+
+
+async def test_backend_that_fails_is_no_longer_known(stack: Stack, bench: Bench) -> None:
+    """What is cached there is judged as without events; when it is back, it is followed again."""
+    publisher = bench.publisher.start()
+    fake = await stack.fake(engine_with(lambda: {"0": publisher.page()}))
+    router = await stack.router(fake, kv_events=True)
+    assert (await router.post("/v1/chat/completions", chat("hi", "p")))[0] == 200
+    await publisher.send(stored(1, session="p"))
+    (program,) = router.gateway.scheduler.cluster.program_by_id.values()
+    await until(lambda: program.cached)
+    following = router.state.following
+    assert following is not None
+    await fake.kill()
+    await until(lambda: program.cached is None and not following.followers)
+    await fake.start()
+    await until(lambda: program.cached, 10)
+
+
+async def test_backend_without_events_is_told_once_and_works(stack: Stack) -> None:
+    """vLLM started without them: the log says what to do, turns go on."""
+    fake = await stack.fake(engine_with(dict))
+    with structlog.testing.capture_logs() as logs:
+        router = await stack.router(fake, kv_events=True)
+        assert (await router.post("/v1/chat/completions", chat("hi", "p")))[0] == 200
+        await until(lambda: any(line["event"] == "kv_events.none" for line in logs))
+    assert (await router.programs())["p"]["cached_tokens"] is None
+    (told,) = [line for line in logs if line["event"] == "kv_events.none"]
+    assert told["error"] == "it publishes none"
+    assert "--kv-events-config" in told["remedy"]

@@ -1,0 +1,174 @@
+"""Subscribes to one engine's KV events and keeps a mirror of its cache. Needs pyzmq (the extra ``kv-events``)."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable, Sequence
+
+import structlog
+import zmq
+import zmq.asyncio
+from attrs import define, field
+
+from thunderagent.kv_events.messages import Unreadable, read_batch
+from thunderagent.kv_events.mirror import CacheMirror, SessionBlocks
+from thunderagent.kv_events.order import EventOrder, Verdict
+from thunderagent.kv_events.sources import Source
+
+__all__ = ["KvFollower"]
+
+_log = structlog.get_logger("thunderagent.kv_events")
+
+_REPLAY_SECONDS = 5.0
+_REPORT_SECONDS = 0.2
+"""Changes are told at most so often."""
+_REPORTED_SESSIONS = 256
+"""At most so many in one go, the rest after other work of the loop."""
+_QUEUED_MESSAGES = 100_000
+"""As many as vLLM queues for us; beyond that messages are dropped, and replayed."""
+_END = -1
+
+
+@define(eq=False)
+class KvFollower:
+    """One engine's publisher (one data-parallel rank). ``report`` gets what changed, at most five times a second."""
+
+    backend: str
+    source: Source
+    report: Callable[[Sequence[SessionBlocks]], None]
+    context: zmq.asyncio.Context
+    mirror: CacheMirror = field(factory=CacheMirror)
+    gaps: int = 0
+    """Times that messages were missed and could not be had again: what was known was given up."""
+    unreadable: int = 0
+    order: EventOrder = field(factory=EventOrder)
+    _report_due: asyncio.TimerHandle | None = None
+
+    async def run(self) -> None:
+        """Follow until cancelled. What was told is unknown again then."""
+        socket = self._subscribe()
+        try:
+            await self._replay(is_first=True)
+            while True:
+                frames = await socket.recv_multipart()
+                if len(frames) != 3 or len(frames[1]) != 8 or frames[0] != self.source.topic.encode():
+                    continue
+                await self._take_live(int.from_bytes(frames[1], "big", signed=True), frames[2])
+        finally:
+            socket.close(linger=0)
+            self.mirror.forget()
+            self._tell()
+
+    def _subscribe(self) -> zmq.asyncio.Socket:
+        socket = self.context.socket(zmq.SUB)
+        socket.setsockopt(zmq.IPV6, 1)
+        socket.setsockopt(zmq.RCVHWM, _QUEUED_MESSAGES)
+        socket.setsockopt_string(zmq.SUBSCRIBE, self.source.topic)
+        address = self.source.events
+        how = "connect"
+        if address.may_bind:
+            try:
+                socket.bind(address.endpoint)
+                how = "bind"
+            except zmq.ZMQError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENODEV):
+                    socket.close(linger=0)
+                    raise
+        if how == "connect":
+            socket.connect(address.endpoint)
+        _log.info(
+            "kv_events.following",
+            backend=self.backend,
+            rank=self.source.rank,
+            how=how,
+            endpoint=address.endpoint,
+            replay=self.source.replay,
+        )
+        return socket
+
+    async def _take_live(self, sequence: int, payload: bytes) -> None:
+        verdict = self.order.judge(sequence)
+        if verdict is Verdict.RESTARTED:
+            _log.warning("kv_events.engine_restarted", backend=self.backend, rank=self.source.rank)
+            self.mirror.clear()
+            verdict = self._without_gap(sequence)
+        if verdict is Verdict.MISSED:
+            await self._replay(is_first=False)
+            verdict = self._without_gap(sequence)
+            if verdict is Verdict.MISSED:
+                self._give_up(sequence)
+                verdict = Verdict.TAKE
+        if verdict is Verdict.TAKE:
+            self._apply(sequence, payload)
+
+    def _without_gap(self, sequence: int) -> Verdict:
+        expected = self.order.next_sequence
+        return Verdict.TAKE if sequence == expected else Verdict.SKIP if sequence < expected else Verdict.MISSED
+
+    def _apply(self, sequence: int, payload: bytes) -> None:
+        try:
+            self.mirror.apply(read_batch(payload))
+        except Unreadable as error:
+            self.unreadable += 1
+            self.mirror.forget()
+            if self.unreadable == 1:
+                _log.warning("kv_events.unreadable", backend=self.backend, error=str(error))
+        self.order.taken(sequence)
+        if self._report_due is None:
+            self._report_due = asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._tell)
+
+    def _give_up(self, sequence: int) -> None:
+        """What lies before ``sequence`` cannot be had: what is cached is unknown, but for what comes now."""
+        self.gaps += 1
+        _log.warning(
+            "kv_events.missed",
+            backend=self.backend,
+            rank=self.source.rank,
+            first=self.order.next_sequence,
+            next=sequence,
+            remedy="" if self.source.replay else "set replay_endpoint in --kv-events-config",
+        )
+        self.mirror.forget()
+        self.order.taken(sequence - 1)
+
+    async def _replay(self, *, is_first: bool) -> None:
+        """Ask for what is missing. What the publisher has forgotten counts as missed, but not what was before us."""
+        if self.source.replay is None:
+            return
+        socket = self.context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.IPV6, 1)
+        try:
+            socket.connect(self.source.replay)
+            await socket.send_multipart([b"", self.order.next_sequence.to_bytes(8, "big")])
+            await asyncio.wait_for(self._take_replayed(socket, is_first), _REPLAY_SECONDS)
+        except asyncio.TimeoutError:
+            _log.warning("kv_events.no_replay", backend=self.backend, replay=self.source.replay)
+        finally:
+            socket.close(linger=0)
+
+    async def _take_replayed(self, socket: zmq.asyncio.Socket, is_first: bool) -> None:
+        while True:
+            frames = await socket.recv_multipart()
+            sequence = int.from_bytes(frames[-2], "big", signed=True)
+            if sequence == _END:
+                return
+            if sequence < self.order.next_sequence:
+                continue
+            if sequence > self.order.next_sequence:
+                if is_first:
+                    self.order.taken(sequence - 1)
+                else:
+                    self._give_up(sequence)
+            is_first = False
+            self._apply(sequence, frames[-1])
+
+    def _tell(self) -> None:
+        if self._report_due is not None:
+            self._report_due.cancel()
+            self._report_due = None
+        changes = self.mirror.take_changes(_REPORTED_SESSIONS)
+        if changes:
+            self.report(changes)
+        if len(changes) == _REPORTED_SESSIONS:
+            self._report_due = asyncio.get_running_loop().call_later(0, self._tell)

@@ -1,0 +1,46 @@
+"""Puts an engine's messages in order: finds what was missed, what came twice, and that the engine started anew."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from attrs import define
+
+__all__ = ["EventOrder", "Verdict"]
+
+
+class Verdict(Enum):
+    """What to do with a message."""
+
+    TAKE = "take"
+    SKIP = "skip"
+    """It was taken from a replay already."""
+    MISSED = "missed"
+    """Messages from ``EventOrder.next_sequence`` on are missing before it."""
+    RESTARTED = "restarted"
+    """The engine counts from 0 again: its cache is a new one, and messages from 0 on may be missing."""
+
+
+@define
+class EventOrder:
+    """Sequence numbers of one publisher: 0, 1, 2, ... since its engine's start."""
+
+    next_sequence: int = 0
+    """The first that was not taken."""
+    last_live: int = -1
+    """The last that came over the subscription."""
+
+    def judge(self, sequence: int) -> Verdict:
+        """A message came over the subscription, which delivers in order, once, and may leave out."""
+        is_restart = sequence <= self.last_live
+        self.last_live = sequence
+        if is_restart:
+            self.next_sequence = 0
+            return Verdict.RESTARTED
+        if sequence < self.next_sequence:
+            return Verdict.SKIP
+        return Verdict.TAKE if sequence == self.next_sequence else Verdict.MISSED
+
+    def taken(self, sequence: int) -> None:
+        """All up to and with this one was taken, or given up."""
+        self.next_sequence = sequence + 1
