@@ -114,6 +114,11 @@ class Child:
         self._signal(signal.SIGKILL)
         return self._process.wait()
 
+    def kill(self) -> int:
+        """End the process group at once and reap it; the exit status."""
+        self._signal(signal.SIGKILL)
+        return self._process.wait()
+
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
@@ -154,6 +159,11 @@ class Children:
         for child in self._children:
             if child is not but:
                 child.check()
+
+    def kill(self, child: Child) -> int:
+        """End one child's processes at once, as a crash does; its exit status."""
+        self._children.remove(child)
+        return child.kill()
 
     def stop(self, child: Child) -> int:
         """Stop one child now; its exit status."""
