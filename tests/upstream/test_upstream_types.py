@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 
+import attrs
 import pytest
 from upstream_wire import recorded
 
@@ -24,6 +25,7 @@ def of_sglang(name: str) -> bytes:
 
 
 UNDER_LOAD = BackendObservation(
+    capacity_tokens=20480,
     kv_usage_ratio=0.28,
     used_tokens=5734,
     running=11,
@@ -40,7 +42,7 @@ UNDER_LOAD = BackendObservation(
 
 
 def test_sglang_page_is_read() -> None:
-    """Every number that SGLang's page has; the capacity is not among them."""
+    """Every number that SGLang's page has."""
     assert sglang.read_metrics(of_sglang("get_metrics")) == UNDER_LOAD
 
 
@@ -270,12 +272,22 @@ async def test_sglang_that_does_not_tell_its_capacity_is_healthy(
     backend: Watched, info: bytes | None, error: str
 ) -> None:
     """Capacity unknown is no failure; it is asked for at each look until it comes."""
-    backend.fake.pages = sglang_pages(_server_info=info)
-    assert await backend.look() == Scrape(True, False, frozenset({"tiny"}), UNDER_LOAD, (error,))
+    metrics = json_answer(of_sglang("get_metrics").replace(b"sglang:max_total_num_tokens", b"sglang:not_there"))
+    backend.fake.pages = sglang_pages(_server_info=info, _metrics=metrics)
+    seen = attrs.evolve(UNDER_LOAD, capacity_tokens=None)
+    assert await backend.look() == Scrape(True, False, frozenset({"tiny"}), seen, (error,))
     backend.fake.pages = sglang_pages()
     found = await backend.look()
     assert found.observation is not None
     assert found.observation.capacity_tokens == 20480
+
+
+@only("sglang")
+async def test_sglang_s_metrics_tell_the_capacity_where_its_own_page_does_not(backend: Watched) -> None:
+    """Newer versions have it there too, and want no key for it."""
+    refused = json_answer(b'{"error":"Unauthorized"}', "401 Unauthorized")
+    backend.fake.pages = sglang_pages(_server_info=refused)
+    assert await backend.look() == Scrape(True, False, frozenset({"tiny"}), UNDER_LOAD, ("/server_info: status 401",))
 
 
 @only("sglang")
@@ -299,8 +311,9 @@ async def test_sglang_that_failed_a_look_is_asked_anew(backend: Watched) -> None
     assert (await backend.look()).healthy is False
     backend.fake.is_healthy = True
     seen = []
+    metrics = json_answer(of_sglang("get_metrics_dp"))
     for info in (None, json_answer(b'{"max_total_num_tokens": 7000}')):
-        backend.fake.pages = sglang_pages(_server_info=info)
+        backend.fake.pages = sglang_pages(_server_info=info, _metrics=metrics)
         found = await backend.look()
         assert found.observation is not None
         seen.append((found.healthy, found.observation.capacity_tokens))
@@ -312,7 +325,7 @@ async def test_sglang_that_restarted_between_two_looks_is_asked_anew(backend: Wa
     """Counters that fell are another process's."""
     backend.fake.pages = sglang_pages()
     await backend.look()
-    young = of_sglang("get_metrics").replace(b"81289.0", b"0.0")
+    young = of_sglang("get_metrics_dp").replace(b"sglang:prompt_tokens_total", b"sglang:not_counted_yet")
     info = json_answer(b'{"max_total_num_tokens": 7000}')
     backend.fake.pages = sglang_pages(_metrics=json_answer(young), _server_info=info)
     await backend.look()

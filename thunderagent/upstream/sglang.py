@@ -1,7 +1,10 @@
 """SGLang: Prometheus text at /metrics where it runs with --enable-metrics; the cache's size at /server_info.
 
-Names and labels are those of its ``srt/observability/metrics_collector.py``; what ``/server_info`` answers is in
-``srt/entrypoints/http_server.py``, and its internal states in ``get_internal_state`` of the scheduler.
+As of SGLang 0.5.23: names and labels in ``srt/observability/metrics_collector.py``; ``/server_info`` in
+``srt/entrypoints/http_server.py``, its internal states in ``srt/managers/scheduler_components/internal_state.py``.
+
+Health is ``/health``. Unless ``SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION=false``, an idle server generates a token for
+it and answers after a second; ``/health_generate``, which always does, is never asked.
 """
 
 from __future__ import annotations
@@ -30,7 +33,10 @@ _RETRACTED = "sglang:num_retracted_requests_total"
 _PROMPT = "sglang:prompt_tokens_total"
 _GENERATION = "sglang:generation_tokens_total"
 _FINISHED = "sglang:num_requests_total"
-_NAMES = frozenset((_RUNNING, _WAITING, _USAGE, _USED, _HIT_RATE, _RETRACTED, _PROMPT, _GENERATION, _FINISHED))
+_CAPACITY = "sglang:max_total_num_tokens"
+_NAMES = frozenset(
+    (_RUNNING, _WAITING, _USAGE, _USED, _HIT_RATE, _RETRACTED, _PROMPT, _GENERATION, _FINISHED, _CAPACITY)
+)
 
 _INFO_PATHS = ("/server_info", "/get_server_info")
 """The second is the name in older versions; newer ones write a warning to their log each time it is asked for."""
@@ -38,7 +44,8 @@ _INFO_PATHS = ("/server_info", "/get_server_info")
 
 class SglangReader(Reader):
     """SGLang. Its capacity is asked for until it is known, and anew after a failed look or a restart: that answer
-    takes a round through all its schedulers, too much for every look."""
+    takes a round through all its schedulers, too much for every look. Where it does not come (it wants the server's
+    key, which the metrics do not), that of the metrics counts, which newer versions have."""
 
     name = "sglang"
 
@@ -58,7 +65,8 @@ class SglangReader(Reader):
                 errors.append(f"/metrics: {error}")
         self._notice_restart(seen)
         unread_page = page if seen == BackendObservation() else None
-        seen = attrs.evolve(seen, capacity_tokens=self._capacity_tokens)
+        if self._is_capacity_current or seen.capacity_tokens is None:
+            seen = attrs.evolve(seen, capacity_tokens=self._capacity_tokens)
         return Reading(None if seen == BackendObservation() else seen, tuple(errors), unread_page)
 
     def forget(self) -> None:
@@ -85,11 +93,14 @@ class SglangReader(Reader):
             return
 
     def _notice_restart(self, seen: BackendObservation) -> None:
-        """Counters never fall in one process; the next look asks for the capacity of the new one."""
-        if seen.prompt_tokens is not None:
-            if seen.prompt_tokens < self._prompt_tokens:
-                self._is_capacity_current = False
-            self._prompt_tokens = seen.prompt_tokens
+        """Counters never fall in one process, but have no sample before its first request; the next look asks for the
+        capacity of the new one."""
+        if seen == BackendObservation():
+            return
+        prompt_tokens = seen.prompt_tokens or 0
+        if prompt_tokens < self._prompt_tokens:
+            self._is_capacity_current = False
+        self._prompt_tokens = prompt_tokens
 
 
 def _metrics_body(page: FetchedPage | ForwardFailed, errors: list[str]) -> bytes | None:
@@ -100,7 +111,7 @@ def _metrics_body(page: FetchedPage | ForwardFailed, errors: list[str]) -> bytes
 
 
 def read_metrics(page: bytes) -> BackendObservation:
-    """Read SGLang's metrics page; it does not name the capacity.
+    """Read SGLang's metrics page.
 
     Gauges come from each scheduler: of one data-parallel rank's tensor-parallel ones (there is one unless it runs
     with --enable-metrics-for-all-schedulers) all say the same. With priority scheduling there are further samples
@@ -115,6 +126,7 @@ def read_metrics(page: bytes) -> BackendObservation:
         return _by_rank(samples.get(name, ()))
 
     return BackendObservation(
+        capacity_tokens=_sum(by_rank(_CAPACITY)) or None,
         kv_usage_ratio=mean(by_rank(_USAGE)),
         used_tokens=_sum(by_rank(_USED)),
         running=_sum(by_rank(_RUNNING)),
@@ -131,7 +143,8 @@ def read_capacity(page: bytes) -> int | None:
     """The KV tokens of all data-parallel ranks, from the JSON of /server_info; None where it does not say.
 
     ``max_total_num_tokens`` is that of one rank. ``internal_states`` has an entry for each, whose
-    ``memory_usage.token_capacity`` is the same number of that rank. The page may hold API keys: none of it is shown.
+    ``memory_usage.token_capacity`` is the same number of that rank. The page holds
+    API keys and environment variables: none of it is shown.
     """
     try:
         told = msgspec.json.decode(page)
