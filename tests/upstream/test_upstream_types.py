@@ -49,21 +49,24 @@ def test_sglang_page_is_read() -> None:
 def test_sglang_ranks_are_summed_and_their_schedulers_counted_once() -> None:
     """Data-parallel ranks are one backend; the tensor-parallel schedulers of a rank all tell the same requests."""
     seen = sglang.read_metrics(of_sglang("get_metrics_dp"))
-    assert seen == BackendObservation(
+    assert seen == attrs.evolve(
+        UNDER_LOAD,
+        capacity_tokens=40960,
         kv_usage_ratio=pytest.approx(0.15),
         used_tokens=6144,
         running=7,
         waiting=4,
         prefix_hit_ratio=0.375,
-        prompt_tokens=5000,
-        generation_tokens=1000,
+        preemptions=1,
     )
 
 
 def test_sglang_priorities_are_not_counted_twice() -> None:
     """With priority scheduling the sample of all stands beside one per priority."""
     seen = sglang.read_metrics(of_sglang("get_metrics_priority"))
-    assert (seen.running, seen.waiting, seen.kv_usage_ratio) == (3, 2, 0.4)
+    assert seen == attrs.evolve(
+        UNDER_LOAD, running=3, waiting=2, kv_usage_ratio=0.4, used_tokens=8192, prefix_hit_ratio=0.5, preemptions=None
+    )
 
 
 def test_sglang_page_with_few_labels_is_read() -> None:
@@ -98,6 +101,7 @@ def test_sglang_page_without_numbers_is_all_unknown(page: bytes) -> None:
 def test_sglang_value_that_is_no_number_leaves_the_others() -> None:
     """One rank that tells NaN is left out of the mean."""
     page = of_sglang("get_metrics_dp").replace(b"} 0.1\n", b"} NaN\n")
+    assert b"NaN" in page
     assert sglang.read_metrics(page).kv_usage_ratio == 0.2
 
 
@@ -311,7 +315,7 @@ async def test_sglang_that_failed_a_look_is_asked_anew(backend: Watched) -> None
     assert (await backend.look()).healthy is False
     backend.fake.is_healthy = True
     seen = []
-    metrics = json_answer(of_sglang("get_metrics_dp"))
+    metrics = json_answer(of_sglang("get_metrics_old"))
     for info in (None, json_answer(b'{"max_total_num_tokens": 7000}')):
         backend.fake.pages = sglang_pages(_server_info=info, _metrics=metrics)
         found = await backend.look()
@@ -328,10 +332,12 @@ async def test_sglang_that_restarted_between_two_looks_is_asked_anew(backend: Wa
     young = of_sglang("get_metrics_dp").replace(b"sglang:prompt_tokens_total", b"sglang:not_counted_yet")
     info = json_answer(b'{"max_total_num_tokens": 7000}')
     backend.fake.pages = sglang_pages(_metrics=json_answer(young), _server_info=info)
-    await backend.look()
-    found = await backend.look()
-    assert found.observation is not None
-    assert found.observation.capacity_tokens == 7000
+    seen = []
+    for _ in range(3):
+        found = await backend.look()
+        assert found.observation is not None
+        seen.append(found.observation.capacity_tokens)
+    assert seen == [40960, 7000, 7000]
     assert backend.fake.looks["/server_info"] == 2
 
 
