@@ -10,7 +10,8 @@ import aiohttp
 from attrs import astuple, frozen
 
 from benchmarks.vllm_agents import sample_text
-from thunderagent.upstream.prometheus import BackendObservation, read_metrics
+from thunderagent.upstream.reading import BackendObservation
+from thunderagent.upstream.vllm import read_metrics
 
 __all__ = ["EngineCounts", "Engines"]
 

@@ -16,19 +16,28 @@ from thunderagent.core.events import Event
 from thunderagent.core.ids import BackendId
 from thunderagent.core.usage import Outcome
 from thunderagent.upstream.client import BackendClient, ForwardFailed, normalise_base_url
-from thunderagent.upstream.prometheus import BackendObservation
+from thunderagent.upstream.readers import READERS
+from thunderagent.upstream.reading import BackendObservation, Reader
 from thunderagent.upstream.scrape import Scrape, observe
 
-__all__ = ["BackendConfig", "BackendPool", "WatchSettings", "WatchedBackend"]
+__all__ = ["BACKEND_TYPES", "BackendConfig", "BackendPool", "WatchSettings", "WatchedBackend"]
 
 _log = structlog.get_logger("thunderagent.backends")
 _T = TypeVar("_T")
+
+BACKEND_TYPES = tuple(READERS)
+"""What a backend may be said to be: it decides which of its pages are looked at, and how they are read."""
 
 _EJECTION_TURNS = 5
 """So many turns in a row that ended in an error of the backend take it out, however healthy it looks: it always
 looks emptiest, and would be given every new program."""
 _EJECTION_SECONDS = 10.0
 _MAX_EJECTION_SECONDS = 120.0
+
+
+def _check_type(_: Any, __: Any, name: str | None) -> None:
+    if name is not None and name not in BACKEND_TYPES:
+        raise ValueError(f"type must be one of {', '.join(BACKEND_TYPES)}, got {name!r}")
 
 
 @frozen
@@ -39,6 +48,8 @@ class BackendConfig:
     api_key: str | None = field(default=None, repr=False)
     verify_tls: bool = True
     ca_file: str | None = None
+    type: str | None = field(default=None, validator=_check_type)
+    """One of ``BACKEND_TYPES``. None: that of ``WatchSettings``."""
 
     @property
     def id(self) -> BackendId:
@@ -56,6 +67,8 @@ class WatchSettings:
     """So many failed looks or connections in a row make a backend failed; slowness alone never does."""
     capacity_tokens: int | None = None
     """Used instead of what the backend says."""
+    backend_type: str = "vllm"
+    """Of backends that do not say theirs."""
 
 
 @define(eq=False)
@@ -64,6 +77,7 @@ class WatchedBackend:
 
     config: BackendConfig
     client: BackendClient
+    reader: Reader
     failures: int = 0
     """Failed looks, and connections that were not made, in a row."""
     is_turn_counted: bool = False
@@ -84,6 +98,8 @@ class WatchedBackend:
     """Unix time of the last look that found it healthy."""
     is_capacity_unknown: bool = False
     """It was looked at and did not say; told once."""
+    is_type_doubted: bool = False
+    """Its metrics are those of another type; told once."""
     look_now: asyncio.Event = field(factory=asyncio.Event)
     first_look: asyncio.Event = field(factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
@@ -111,7 +127,8 @@ class BackendPool:
 
     def add(self, config: BackendConfig) -> WatchedBackend:
         """Add a backend and begin to watch it. Inside a running loop; the id must be new."""
-        entry = WatchedBackend(config, BackendClient(config.url, config.api_key, ssl=_ssl(config)))
+        reader = READERS[config.type or self.settings.backend_type]()
+        entry = WatchedBackend(config, BackendClient(config.url, config.api_key, ssl=_ssl(config)), reader)
         self.watched[config.id] = entry
         self.send(events.BackendAdded(config.id, None, self.settings.capacity_tokens))
         entry.task = asyncio.create_task(self._watch(entry), name=f"watch {config.id}")
@@ -214,7 +231,7 @@ class BackendPool:
         while True:
             entry.look_now.clear()
             try:
-                self._take(entry, await observe(entry.client))
+                self._take(entry, await observe(entry.client, entry.reader))
             except Exception:  # a bug in reading a page must not end the watch
                 _log.exception("backend.look_failed", backend=entry.config.id)
             if entry.observed_at is None and not entry.first_look.is_set():
@@ -257,10 +274,13 @@ class BackendPool:
                     None if seen is None else seen.waiting,
                 )
             )
-        if capacity_tokens is None and not entry.is_capacity_unknown:
+        if scrape.looks_like is not None:
+            _doubt_type(entry, scrape.looks_like)
+        elif capacity_tokens is None and not entry.is_capacity_unknown:
             entry.is_capacity_unknown = True
             remedy = "--capacity-tokens; nothing is held for it until then"
-            _log.warning("backend.capacity_unknown", backend=entry.config.id, remedy=remedy)
+            say = _log.warning if entry.reader.tells_capacity else _log.info
+            say("backend.capacity_unknown", backend=entry.config.id, remedy=remedy)
         if entry.is_failed and not is_ejected:
             entry.is_failed, entry.ejected_until = False, None
             _log.info("backend.recovered", backend=entry.config.id)
@@ -291,6 +311,14 @@ def _stop_following(entry: WatchedBackend) -> None:
     if entry.follow_task is not None:
         entry.follow_task.cancel()
         entry.follow_task = None
+
+
+def _doubt_type(entry: WatchedBackend, seen: str) -> None:
+    if not entry.is_type_doubted:
+        entry.is_type_doubted = True
+        remedy = f"--backend-type {seen}, or type = {seen!r} for this backend; its metrics are not read until then"
+        of = {"backend": entry.config.id, "type": entry.reader.name, "looks_like": seen}
+        _log.warning("backend.type_doubted", **of, remedy=remedy)
 
 
 def _ssl(config: BackendConfig) -> ssl.SSLContext | bool:

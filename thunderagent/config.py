@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 from attrs import field, frozen
 
-from thunderagent.backends import BackendConfig
+from thunderagent.backends import BACKEND_TYPES, BackendConfig
 from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
 from thunderagent.errors import ConfigError
 
@@ -37,6 +37,7 @@ class Settings:
     """Everything that ``serve`` can be told. Times are seconds, of the wall clock unless they are the scheduler's."""
 
     backends: tuple[BackendConfig, ...] = ()
+    backend_type: str = "vllm"
     host: str = "0.0.0.0"
     port: int = 8300
     policy: str = "pause-resume"
@@ -140,7 +141,7 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 def _backends(value: Any) -> tuple[BackendConfig, ...]:
-    """``URL[,URL...]``, or in a file a list of URLs and tables with url, api_key, verify_tls, ca_file."""
+    """``URL[,URL...]``, or in a file a list of URLs and tables with url, api_key, verify_tls, ca_file, type."""
     entries = value.split(",") if isinstance(value, str) else value
     if not isinstance(entries, list):
         raise ValueError("must be URLs separated by commas, or a list")
@@ -152,7 +153,7 @@ def _backends(value: Any) -> tuple[BackendConfig, ...]:
     return tuple(backends)
 
 
-_BACKEND_SETTINGS: Mapping[str, type] = {"url": str, "api_key": str, "verify_tls": bool, "ca_file": str}
+_BACKEND_SETTINGS: Mapping[str, type] = {"url": str, "api_key": str, "verify_tls": bool, "ca_file": str, "type": str}
 
 
 def _backend(entry: Any) -> BackendConfig:
@@ -213,6 +214,12 @@ _count = _number(int, 1)
 
 OPTIONS: tuple[Option, ...] = (
     Option("backends", _backends, "Backends, separated by commas; http or https.", "URL[,URL...]", is_secret=True),
+    Option(
+        "backend_type",
+        _choice(*BACKEND_TYPES),
+        "What the backends are, unless a backend says its own type. Default vllm.",
+        "|".join(BACKEND_TYPES),
+    ),
     Option("host", _text, "Address to listen on. Default 0.0.0.0: other nodes must reach it."),
     Option("port", _number(int, 0, 65535), "Port to listen on; 0 takes a free one. Default 8300."),
     Option("policy", _text, "Scheduling policy; see `thunderagent policies`. Default pause-resume.", "NAME"),

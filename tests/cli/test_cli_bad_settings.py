@@ -27,7 +27,13 @@ def _file(folder: Path, text: str) -> Path:
     + [(name, "nan") for name in ("max_hold_seconds", "clock_speed", "capacity_tokens")]
     + [(name, "inf") for name in ("drain_seconds", "health_failures", "metrics_interval_seconds")]
     + [(name, "0") for name in ("capacity_tokens", "max_body_bytes", "max_programs", "health_failures")]
-    + [("log_level", "INFO"), ("log_format", "xml"), ("on_hold_limit", "wait"), ("policy_options", "preset")],
+    + [
+        ("log_level", "INFO"),
+        ("log_format", "xml"),
+        ("on_hold_limit", "wait"),
+        ("backend_type", "SGLang"),
+        ("policy_options", "preset"),
+    ],
 )
 def test_bad_text_in_the_environment_names_variable_rule_and_value(name: str, text: str) -> None:
     """The error says where the value stands, what it must be, and what it is."""
@@ -80,12 +86,17 @@ def test_bad_value_in_file_names_file_rule_and_value(line: str, message: str, tm
         ('[{url = "http://a:1", verify_tls = "no"}]', "must give true or false as a backend's verify_tls"),
         (
             '[{url = "http://a:1", key = "sk-1"}]',
-            "has no setting 'key' of a backend; there are url, api_key, verify_tls, ca_file",
+            "has no setting 'key' of a backend; there are url, api_key, verify_tls, ca_file, type",
         ),
         (
             '[{url = "ftp://a", api_key = "sk-1"}]',
             "has a wrong entry: backend URL must begin with http:// or https://: 'ftp://a'",
         ),
+        (
+            '[{url = "http://a:1", type = "trt", api_key = "sk-1"}]',
+            "has a wrong entry: type must be one of vllm, sglang, skyrl, openai, got 'trt'",
+        ),
+        ('[{url = "http://a:1", type = 5}]', "must give text as a backend's type"),
         ('["http://a:1/", "http://a:1/v1"]', "names http://a:1 twice; give each backend once"),
     ],
 )

@@ -28,6 +28,10 @@ REFUSED_BEFORE_ANYTHING_RUNS: dict[str, tuple[tuple[str, ...], str]] = {
         ("serve", "--backends", "http://a:1,http://a:1/v1"),
         "thunderagent serve: option --backends names http://a:1 twice; give each backend once",
     ),
+    "unknown type of backends": (
+        (*SERVE, "--backend-type", "trt"),
+        "thunderagent serve: option --backend-type must be one of vllm, sglang, skyrl, openai, got 'trt'",
+    ),
     "policy option without a value": (
         (*SERVE, "--policy-option", "preset"),
         "thunderagent serve: option --policy-options must be key=value, got 'preset'",

@@ -41,13 +41,14 @@ SAMPLES = {
     "backends": Sample(
         "http://a:1,https://b/v1/",
         "http://c:2",
-        '["http://d:3", {url = "http://e:4", api_key = "k", verify_tls = false}]',
+        '["http://d:3", {url = "http://e:4", api_key = "k", verify_tls = false, type = "sglang"}]',
         (
             (BackendConfig("http://a:1"), BackendConfig("https://b")),
             (BackendConfig("http://c:2"),),
-            (BackendConfig("http://d:3"), BackendConfig("http://e:4", "k", False)),
+            (BackendConfig("http://d:3"), BackendConfig("http://e:4", "k", False, type="sglang")),
         ),
     ),
+    "backend_type": _words("sglang", "skyrl", "openai"),
     "host": _words("127.0.0.1", "::1", "10.0.0.1"),
     "port": _numbers(1, 0, 65535),
     "policy": _words("affinity", "least-kv", "round-robin"),

@@ -111,6 +111,7 @@ async def test_metrics_json_has_the_published_fields(stack: Stack) -> None:
     metrics = shown.pop("metrics")
     assert shown == {
         "url": engine.url,
+        "type": "vllm",
         "healthy": True,
         "monitoring": True,
         "active_program_tokens": tokens,
@@ -133,6 +134,7 @@ async def test_metrics_json_has_the_published_fields(stack: Stack) -> None:
         "num_requests_running": 0,
         "num_requests_waiting": 0,
         "kv_cache_usage_perc": 0.0,
+        "kv_used_tokens": None,
         "prefix_cache_hit_rate": 0.0,
         "prefix_cache_queries": metrics["prompt_tokens_total"],
         "prefix_cache_hits": 0,

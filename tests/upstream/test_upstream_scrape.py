@@ -10,8 +10,9 @@ from upstream_wire import RawBackend, recorded
 
 from thunderagent.testing.fake_backend import Exchange, json_answer
 from thunderagent.upstream.client import BackendClient
-from thunderagent.upstream.prometheus import BackendObservation, MetricsUnreadable, read_metrics
+from thunderagent.upstream.reading import BackendObservation, MetricsUnreadable
 from thunderagent.upstream.scrape import Scrape, observe
+from thunderagent.upstream.vllm import VllmReader, read_metrics
 
 UNDER_LOAD = BackendObservation(
     capacity_tokens=8192,
@@ -93,7 +94,7 @@ async def look(pages: dict[str, bytes | None]) -> Scrape:
     async with RawBackend(backend_with(pages)) as backend:
         client = BackendClient(backend.url)
         try:
-            return await observe(client, health_timeout_seconds=0.2, page_timeout_seconds=0.2)
+            return await observe(client, VllmReader(), health_timeout_seconds=0.2, page_timeout_seconds=0.2)
         finally:
             await client.close()
 
@@ -164,8 +165,10 @@ async def test_hanging_backend_does_not_delay_another():
         well = {"/health": HEALTHY, "/v1/models": MODELS, "/metrics": METRICS}
         async with RawBackend(backend_with(well)) as quick:
             clients = [BackendClient(hanging.url), BackendClient(quick.url)]
-            slow = asyncio.create_task(observe(clients[0], health_timeout_seconds=0.2, page_timeout_seconds=0.2))
-            found = await observe(clients[1])
+            slow = asyncio.create_task(
+                observe(clients[0], VllmReader(), health_timeout_seconds=0.2, page_timeout_seconds=0.2)
+            )
+            found = await observe(clients[1], VllmReader())
             assert (found.healthy, slow.done()) == (True, False)
             assert (await slow).healthy is False
             for client in clients:
@@ -175,7 +178,7 @@ async def test_hanging_backend_does_not_delay_another():
 async def test_dead_backend_is_unhealthy():
     """Nobody listening is the plain case of bad health."""
     client = BackendClient("http://127.0.0.1:1")
-    found = await observe(client)
+    found = await observe(client, VllmReader())
     await client.close()
     assert (found.healthy, found.timed_out, found.models, found.observation) == (False, False, None, None)
     assert len(found.errors) == 3

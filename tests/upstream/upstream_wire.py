@@ -15,15 +15,15 @@ from thunderagent.upstream.headers import request_headers
 from thunderagent.upstream.relay import RelayResult, relay
 from thunderagent.upstream.usage import Api
 
-FIXTURES = Path(__file__).parent.parent / "fixtures" / "vllm"
+FIXTURES = Path(__file__).parent.parent / "fixtures"
 STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
 
 
-def recorded(name: str) -> bytes:
-    """A body recorded from vLLM."""
-    return (FIXTURES / f"{name}.body").read_bytes()
+def recorded(name: str, of: str = "vllm") -> bytes:
+    """A body recorded from vLLM, or one of another type's, which the README beside it tells the origin of."""
+    return (FIXTURES / of / f"{name}.body").read_bytes()
 
 
 class RawBackend:

@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from thunderagent.backends import BackendConfig, WatchedBackend
+from thunderagent.backends import BACKEND_TYPES, BackendConfig, WatchedBackend
 from thunderagent.core import events
 from thunderagent.core.backend import Backend
 from thunderagent.core.cluster import Cluster
@@ -134,6 +134,7 @@ def _backends_json(state: State) -> list[dict[str, Any]]:
         shown.append(
             {
                 "url": backend.id,
+                "type": None if entry is None else entry.reader.name,
                 "models": None if backend.models is None else sorted(backend.models),
                 "last_error": None if entry is None else entry.last_error,
                 "cached_tokens": None if state.following is None else state.following.cached_tokens(backend.id),
@@ -149,14 +150,16 @@ async def list_backends(request: web.Request) -> web.Response:
 
 
 async def add_backend(request: web.Request) -> web.Response:
-    """``POST /backends`` {"url": ..., "api_key"?: ..., "verify_tls"?: bool}."""
+    """``POST /backends`` {"url": ..., "api_key"?: ..., "verify_tls"?: bool, "type"?: ...}."""
     check_admin(request)
     body, state = await _body_object(request), state_of(request)
-    unknown = sorted(set(body) - {"url", "api_key", "verify_tls"})
+    unknown = sorted(set(body) - {"url", "api_key", "verify_tls", "type"})
     if unknown or not isinstance(body.get("url"), str):
-        raise BadRequest("a backend is an object with url, and optionally api_key and verify_tls", param="url")
+        raise BadRequest("a backend is an object with url, and optionally api_key, verify_tls and type", param="url")
     if not isinstance(body.get("api_key"), (str, type(None))) or not isinstance(body.get("verify_tls", True), bool):
         raise BadRequest("api_key must be text and verify_tls true or false")
+    if body.get("type") not in (None, *BACKEND_TYPES):
+        raise BadRequest(f"type must be one of {', '.join(BACKEND_TYPES)}", param="type")
     try:
         config = BackendConfig(**body)
     except ValueError as error:

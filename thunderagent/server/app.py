@@ -44,6 +44,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> web.Applicatio
         failed_interval_seconds=min(1.0, settings.metrics_interval_seconds),
         failures=settings.health_failures,
         capacity_tokens=settings.capacity_tokens,
+        backend_type=settings.backend_type,
     )
     profiler = Profiler(Path(settings.profile_dir)) if settings.profile else None
     pool = BackendPool(watch, gateway.handle, gateway.can_spare)

@@ -109,6 +109,7 @@ def _backend_metrics(state: State, backend: Backend) -> dict[str, Any]:
     overflow_tokens = 0 if capacity_tokens is None else max(0, active_tokens - capacity_tokens)
     return {
         "url": backend.id,
+        "type": None if entry is None else entry.reader.name,
         "healthy": backend.is_healthy,
         "monitoring": entry is not None,
         "active_program_tokens": active_tokens,
@@ -147,7 +148,8 @@ def _engine_metrics(entry: Any) -> dict[str, Any] | None:
         "num_requests_running": seen.running,
         "num_requests_waiting": seen.waiting,
         "kv_cache_usage_perc": seen.kv_usage_ratio,
-        "prefix_cache_hit_rate": hits / queries if hits is not None and queries else None,
+        "kv_used_tokens": seen.used_tokens,
+        "prefix_cache_hit_rate": hits / queries if hits is not None and queries else seen.prefix_hit_ratio,
         "prefix_cache_queries": queries,
         "prefix_cache_hits": hits,
         "prompt_tokens_total": seen.prompt_tokens,

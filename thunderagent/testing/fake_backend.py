@@ -1,4 +1,5 @@
-"""A fake vLLM server for tests: it answers the pages that a router looks at, and a script answers the rest.
+"""A fake inference server for tests: it answers the pages that a router looks at, as vLLM or as a server of another
+type, and a script answers the rest.
 
 The script writes raw bytes, so that it can misbehave in any way: break off, stall, answer nonsense.
 """
@@ -7,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import define, field
@@ -17,6 +19,8 @@ __all__ = ["CHAT_ANSWER", "LAST_CHUNK", "STREAM_HEAD", "Exchange", "FakeBackend"
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 _BLOCK_TOKENS = 16
+_SKYRL_ENGINE_TOKENS = 200_000
+_WATCHED = ("/health", "/health_generate", "/v1/models", "/metrics", "/server_info", "/get_server_info")
 
 
 def chunked(*parts: bytes) -> bytes:
@@ -88,13 +92,19 @@ class FakeBackend:
     """Listens on loopback as an asynchronous context manager.
 
     ``script``: an answer for all requests, or what handles each. ``models`` and ``capacity_tokens`` are what the
-    watched pages say (None: a page without that). ``is_healthy`` may be changed at any time.
+    watched pages say (None: a page without that). ``type`` is that of ``--backend-type``, and decides which pages
+    there are; one of SkyRL has so many engines as 200,000 tokens each give the capacity. ``pages`` are raw answers by
+    target instead of its own; None never answers. All may be changed at any time.
     """
 
     script: bytes | Script = CHAT_ANSWER
     models: Sequence[str] | None = ("fake",)
     capacity_tokens: int | None = None
     is_healthy: bool = True
+    type: str = "vllm"
+    pages: Mapping[str, bytes | None] = field(factory=dict)
+    looks: Counter[str] = field(factory=Counter)
+    """How often each watched page was asked for."""
     port: int = 0
     exchanges: list[Exchange] = field(factory=list)
     """Requests that the script was given; the watched pages are not among them."""
@@ -147,8 +157,12 @@ class FakeBackend:
         head = await reader.readuntil(b"\r\n\r\n")
         exchange = Exchange(head, b"", reader, writer)
         exchange.body = await reader.readexactly(int(exchange.headers.get("content-length", "0")))
-        page = self._page(exchange.target)
-        if page is not None:
+        if exchange.target in self.pages or exchange.target in _WATCHED:
+            self.looks[exchange.target] += 1
+            page = self.pages[exchange.target] if exchange.target in self.pages else self._page(exchange.target)
+            if page is None:
+                await exchange.wait_client_left()
+                return False
             await exchange.send(page)
             return True
         self.exchanges.append(exchange)
@@ -158,22 +172,48 @@ class FakeBackend:
         await self.script(exchange)
         return False
 
-    def _page(self, target: str) -> bytes | None:
-        """What the router's watch asks for; None for anything else."""
-        if target == "/health":
-            return json_answer(b"", "200 OK" if self.is_healthy else "503 Service Unavailable")
-        if target == "/v1/models":
-            if self.models is None:
-                return json_answer(b'{"detail":"Not Found"}', "404 Not Found")
+    def _page(self, target: str) -> bytes:
+        """What the router's watch asks for."""
+        if target == ("/v1/models" if self.type == "openai" else "/health") and not self.is_healthy:
+            return json_answer(b"", "503 Service Unavailable")
+        if target == "/health" and self.type != "openai":
+            return json_answer(b"")
+        if target == "/v1/models" and self.models is not None:
             listed: list[dict[str, Any]] = [{"id": name, "object": "model"} for name in self.models]
             return json_answer(json.dumps({"object": "list", "data": listed}).encode())
-        if target == "/metrics":
-            return json_answer(self._metrics().encode())
-        return None
+        page = _PAGES.get((self.type, target))
+        if page is None:
+            return json_answer(b'{"detail":"Not Found"}', "404 Not Found")
+        return json_answer(page(self.capacity_tokens).encode())
 
-    def _metrics(self) -> str:
-        if self.capacity_tokens is None:
-            return ""
-        blocks = self.capacity_tokens // _BLOCK_TOKENS + 1
-        labels = f'block_size="{_BLOCK_TOKENS}",engine="0",num_gpu_blocks="{blocks}"'
-        return f"vllm:cache_config_info{{{labels}}} 1.0\n"
+
+def _vllm_metrics(capacity_tokens: int | None) -> str:
+    if capacity_tokens is None:
+        return ""
+    blocks = capacity_tokens // _BLOCK_TOKENS + 1
+    labels = f'block_size="{_BLOCK_TOKENS}",engine="0",num_gpu_blocks="{blocks}"'
+    return f"vllm:cache_config_info{{{labels}}} 1.0\n"
+
+
+def _sglang_metrics(_: int | None) -> str:
+    labels = 'engine_type="unified",model_name="fake",moe_ep_rank="0",pp_rank="0",tp_rank="0"'
+    return f"sglang:num_running_reqs{{{labels}}} 0.0\nsglang:token_usage{{{labels}}} 0.0\n"
+
+
+def _sglang_server_info(capacity_tokens: int | None) -> str:
+    capacity = {} if capacity_tokens is None else {"max_total_num_tokens": capacity_tokens}
+    return json.dumps({"model_path": "fake", "dp_size": 1, **capacity, "internal_states": [{}]})
+
+
+def _skyrl_metrics(capacity_tokens: int | None) -> str:
+    idle = {"kv_cache_usage_pct": 0.0, "num_running_reqs": 0, "num_waiting_reqs": 0, "num_cumulative_preemption": 0}
+    engines = range((capacity_tokens or 0) // _SKYRL_ENGINE_TOKENS)
+    return json.dumps({"timestamp": 1.0, "engines": [{"engine_id": number, **idle} for number in engines]})
+
+
+_PAGES: Mapping[tuple[str, str], Callable[[int | None], str]] = {
+    ("vllm", "/metrics"): _vllm_metrics,
+    ("sglang", "/metrics"): _sglang_metrics,
+    ("sglang", "/server_info"): _sglang_server_info,
+    ("skyrl", "/metrics"): _skyrl_metrics,
+}

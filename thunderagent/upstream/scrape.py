@@ -1,4 +1,4 @@
-"""One look at a backend: its health, the models it serves, its metrics."""
+"""One look at a backend: its health, the models it serves, and what a server of its type says beside."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import msgspec
 from attrs import frozen
 
 from thunderagent.upstream.client import BackendClient, FetchedPage, ForwardFailed
-from thunderagent.upstream.prometheus import BackendObservation, MetricsUnreadable, read_metrics
+from thunderagent.upstream.readers import type_of
+from thunderagent.upstream.reading import BackendObservation, Reader, body_of, complaint
 
 __all__ = ["Scrape", "observe"]
 
@@ -22,6 +23,7 @@ class _Models(msgspec.Struct):
 
 
 _models = msgspec.json.Decoder(_Models)
+_MODELS_PATH = "/v1/models"
 
 
 @frozen
@@ -29,12 +31,14 @@ class Scrape:
     """What one look at a backend found.
 
     Attributes:
-        healthy: ``/health`` answered, with a status below 500. A server without that page (404) counts as healthy.
-        timed_out: not healthy only because ``/health`` did not answer in time; a busy server may do that, so this
+        healthy: the type's health page answered, with a status below 500. A server without that page (404) counts
+            as healthy.
+        timed_out: not healthy only because that page did not answer in time; a busy server may do that, so this
             is a weaker sign than a refused connection.
         models: the names it serves, LoRA adapters among them; None where it did not say.
         observation: None where it has no readable metrics, which is never a sign of bad health.
         errors: for the log, one text per page that failed.
+        looks_like: the type that writes such a metrics page, where it is not the one that the backend is said to be.
     """
 
     healthy: bool
@@ -42,31 +46,47 @@ class Scrape:
     models: frozenset[str] | None
     observation: BackendObservation | None
     errors: tuple[str, ...]
+    looks_like: str | None = None
 
 
 async def observe(
-    client: BackendClient, *, health_timeout_seconds: float = 5.0, page_timeout_seconds: float = 5.0
+    client: BackendClient,
+    reader: Reader,
+    *,
+    health_timeout_seconds: float = 5.0,
+    page_timeout_seconds: float = 5.0,
 ) -> Scrape:
-    """Fetch /health, /v1/models and /metrics at once; returns within the longer timeout.
+    """Fetch health, /v1/models and what the type has beside, at once; returns soon after the longer timeout.
 
     Each page may fail by itself. Called from one task per backend, so that a hanging one delays no other. Raises
     nothing but CancelledError.
     """
-    health, models, metrics = await asyncio.gather(
-        _fetch(client, "/health", health_timeout_seconds),
-        _fetch(client, "/v1/models", page_timeout_seconds),
-        _fetch(client, "/metrics", page_timeout_seconds),
-    )
+
+    async def fetch(path: str) -> FetchedPage | ForwardFailed:
+        return await _fetch(client, path, page_timeout_seconds)
+
+    async def fetch_health() -> FetchedPage | ForwardFailed | None:
+        if reader.health_path == _MODELS_PATH:
+            return None
+        return await _fetch(client, reader.health_path, health_timeout_seconds)
+
+    health, models, reading = await asyncio.gather(fetch_health(), fetch(_MODELS_PATH), reader.read(fetch))
+    if health is None:
+        health = models
     errors: list[str] = []
     healthy = isinstance(health, FetchedPage) and health.status < 500
     if not healthy:
-        errors.append(_complaint("/health", health))
+        reader.forget()
+        errors.append(complaint(reader.health_path, health))
+    looks_like = None if reading.unread_page is None else type_of(reading.unread_page)
+    served = _served(models, errors)
     return Scrape(
         healthy=healthy,
         timed_out=isinstance(health, ForwardFailed) and health.reason == "timeout",
-        models=_served(models, errors),
-        observation=_observation(metrics, errors),
-        errors=tuple(dict.fromkeys(errors)),
+        models=served,
+        observation=reading.observation,
+        errors=tuple(dict.fromkeys((*errors, *reading.errors))),
+        looks_like=looks_like if looks_like != reader.name else None,
     )
 
 
@@ -78,28 +98,11 @@ async def _fetch(client: BackendClient, path: str, timeout_seconds: float) -> Fe
 
 
 def _served(page: FetchedPage | ForwardFailed, errors: list[str]) -> frozenset[str] | None:
-    if isinstance(page, FetchedPage) and page.status == 200:
-        try:
-            return frozenset(model.id for model in _models.decode(page.body).data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            errors.append(f"/v1/models: {error}")
-            return None
-    errors.append(_complaint("/v1/models", page))
-    return None
-
-
-def _observation(page: FetchedPage | ForwardFailed, errors: list[str]) -> BackendObservation | None:
-    if isinstance(page, FetchedPage) and page.status == 200:
-        try:
-            return read_metrics(page.body)
-        except MetricsUnreadable as error:
-            errors.append(f"/metrics: {error}")
-            return None
-    errors.append(_complaint("/metrics", page))
-    return None
-
-
-def _complaint(path: str, page: FetchedPage | ForwardFailed) -> str:
-    if isinstance(page, ForwardFailed):
-        return f"{path}: {page}"
-    return f"{path}: status {page.status}"
+    body = body_of(_MODELS_PATH, page, errors)
+    if body is None:
+        return None
+    try:
+        return frozenset(model.id for model in _models.decode(body).data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        errors.append(f"{_MODELS_PATH}: {error}")
+        return None
