@@ -10,7 +10,7 @@ __all__ = ["follow_kv_events"]
 
 
 def follow_kv_events(state: State) -> None:
-    """Have each healthy backend's KV events followed.
+    """Have the KV events of each healthy backend followed that is a vLLM.
 
     Raises:
         ConfigError: pyzmq is not installed.
@@ -22,7 +22,8 @@ def follow_kv_events(state: State) -> None:
     following = KvFollowing(state.gateway.observe_prefixes)
 
     async def follow(entry: WatchedBackend) -> None:
-        await following.follow(entry.config.id, entry.client)
+        if entry.reader.name == "vllm":
+            await following.follow(entry.config.id, entry.client)
 
     state.following, state.pool.follow = following, follow
     state.metrics.show_kv_events(following.cached_tokens, following.gaps)
