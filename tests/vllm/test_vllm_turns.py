@@ -157,8 +157,9 @@ def test_wrong_requests_get_their_answer_and_cost_nothing(router: Router, body: 
 def test_client_that_leaves_ends_the_request_in_the_engine(router: Router, server: Server) -> None:
     """Within a second nothing runs there, and no token more is made."""
     with router.client.stream("POST", CHAT, json=chat("Go on", "p", max_tokens=4000, stream=True)) as answer:
-        for _ in zip(range(5), answer.iter_lines(), strict=False):
-            pass
+        lines = answer.iter_lines()
+        for _ in range(5):
+            next(lines)
         until(lambda: server.seen().running == 1)  # the gauge lags
     until(lambda: server.seen().running == 0, 2.0)
     made = server.seen().generation_tokens

@@ -19,7 +19,8 @@ from daemons import router as start_router
 
 from examples.processes import Child, Children, free_port
 from examples.vllm_cpu.server import MODEL_NAME, START_SECONDS, server_command, server_environment
-from thunderagent.upstream.prometheus import BackendObservation, read_metrics
+from thunderagent.upstream.reading import BackendObservation
+from thunderagent.upstream.vllm import read_metrics
 
 CHAT = "/v1/chat/completions"
 _TURN_SECONDS = 120.0
