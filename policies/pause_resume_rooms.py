@@ -142,10 +142,9 @@ class Rooms:
         """Backends without programs and turns."""
         return self.backends(cluster, self._empty)
 
-    def total(self) -> float:
-        """Of all backends, with the headroom of one newcomer each; those that are over the limit left out.
-        O(backends)."""
-        return sum(max(0.0, room + self.settings.buffer_tokens) for room in self._room.values())
+    def total(self, backends: Iterable[BackendView]) -> float:
+        """Of these, with the headroom of one newcomer each; those that are over the limit left out. O(those)."""
+        return sum(max(0.0, self.of(backend) + self.settings.buffer_tokens) for backend in backends)
 
     def fits(self, backend: BackendView, tokens: int) -> bool:
         """Whether a newcomer fits; an empty backend takes anybody."""
