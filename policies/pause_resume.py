@@ -83,7 +83,7 @@ class PauseResume(Policy):
             is_bounded = program is not None and 0 < settings.turns_per_program <= program.turn_count
             return None if is_bounded else turn.place.id
         is_paused = program is not None and program.status is Status.PAUSED
-        is_late = bool(cluster.line_of(turn)) and not turn.waits_alone
+        is_late = bool(cluster.line_of(turn))
         if is_late or (is_paused and not settings.react):
             return None
         self._rooms.refresh(cluster)
