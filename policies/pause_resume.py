@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import ClassVar
 
 from attrs import define, field
@@ -39,6 +40,9 @@ __all__ = ["PRESETS", "PauseResume", "Settings"]
 _LOOK_PAST = 64
 """Backends that waiters may keep to themselves before those behind them are looked at no more."""
 
+_LOOK_AT, _LOOK_AT_ON_TICKS = 32, 1_024
+"""Waiters of a line that are looked at for an event, at its head and again further back; on ticks."""
+
 
 @define(eq=False)
 class PauseResume(Policy):
@@ -57,6 +61,8 @@ class PauseResume(Policy):
     _pauses: Pauses = field(init=False)
     _stuck: dict[tuple[TurnId, int], int] = field(factory=dict)
     """The first of each line that fits nowhere, with its need: the least room that could help it."""
+    _ended: dict[tuple[str | None, bool], tuple[int, frozenset[BackendId]]] = field(factory=dict)
+    """Where in a line (its model, whether of turns alone) the last look ended, and the backends that were kept."""
 
     def __attrs_post_init__(self) -> None:
         self.tick_seconds = self.settings.tick_seconds
@@ -162,16 +168,20 @@ class PauseResume(Policy):
             if least_tokens is not None and not is_full and not self._rooms.any_has(backends, least_tokens):
                 self._stuck[key] = least_tokens
                 continue
-            yield from self._resume_line(line, cluster, backends)
+            yield from self._resume_line(line, cluster, backends, is_full=is_full)
 
     def _resume_line(
-        self, line: Sequence[WaiterView], cluster: ClusterView, backends: Sequence[BackendView]
+        self, line: Sequence[WaiterView], cluster: ClusterView, backends: Sequence[BackendView], *, is_full: bool
     ) -> Iterator[Decision]:
         places, taken = self._places, set[BackendId]()
-        for waiter in line:
-            if len(taken) > _LOOK_PAST or len(taken) >= len(cluster.backends):
+        most_taken = min(_LOOK_PAST, len(line[0].turn.eligible_backends))
+        for waiter in self._in_reach(line, taken, is_full=is_full):
+            if len(taken) >= most_taken:
                 break
             turn, program = waiter.turn, waiter.program
+            bound = places.bound_to(turn, waiter.since, cluster)
+            if bound is not None and bound.id in taken:
+                continue
             chosen = places.find(turn, waiter.since, cluster, taken)
             if chosen is None:
                 victims = list(self._pauses.reclaim(waiter, cluster, backends, taken))
@@ -180,7 +190,6 @@ class PauseResume(Policy):
                     chosen = places.find(turn, waiter.since, cluster, taken)
             demand = cluster.demand(turn)
             if chosen is None:
-                bound = places.bound_to(turn, waiter.since, cluster)
                 if bound is not None:
                     taken.add(bound.id)
                     continue
@@ -189,3 +198,18 @@ class PauseResume(Policy):
                 break
             self._rooms.take(chosen, self._rooms.added_tokens(demand, chosen))
             yield AdmitTurn(turn.id, chosen.id) if program is None else Admit(program.id, chosen.id)
+
+    def _in_reach(self, line: Sequence[WaiterView], taken: set[BackendId], *, is_full: bool) -> Iterator[WaiterView]:
+        """The head of a line, then some from where the last look ended, with the backends that were ``taken`` there.
+
+        Thousands may wait for one backend's sake: so no event looks at all of them, and nobody behind them is
+        forgotten. Who reads no further than somebody bars the next one to begin behind the head again.
+        """
+        yield from islice(line, _LOOK_AT)
+        key = (line[0].turn.model, line[0].program is None)
+        start, passed = self._ended.pop(key, (_LOOK_AT, frozenset[BackendId]()))
+        taken |= passed
+        end = start + (_LOOK_AT_ON_TICKS if is_full else _LOOK_AT)
+        yield from (line[index] for index in range(start, min(end, len(line))))
+        if end < len(line):
+            self._ended[key] = (end, frozenset(taken))
