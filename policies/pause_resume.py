@@ -7,8 +7,7 @@ algorithm: everything on a 5 s tick, smallest programs first, a resumed program 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import islice
 from typing import ClassVar
 
@@ -16,7 +15,8 @@ from attrs import define, field
 
 from policies.pause_resume_pauses import Pauses
 from policies.pause_resume_places import Places, asks
-from policies.pause_resume_published import published_rank, resume_published
+from policies.pause_resume_published import resume_published
+from policies.pause_resume_ranks import rank
 from policies.pause_resume_rooms import Rooms
 from policies.pause_resume_settings import PRESETS, Settings, settings_from
 from thunderagent.policy import (
@@ -28,6 +28,7 @@ from thunderagent.policy import (
     Decision,
     OnHoldLimit,
     Policy,
+    ProgramId,
     Status,
     Trigger,
     TurnId,
@@ -99,17 +100,7 @@ class PauseResume(Policy):
 
     def rank(self, waiter: WaiterView) -> float:
         """By ``resume_order``; turns without a program, which stand in a line of their own, by age."""
-        program, settings = waiter.program, self.settings
-        if settings.resume_order == "oldest" or program is None:
-            return waiter.since
-        if settings.resume_order == "first-come":
-            return float(program.sequence)
-        if settings.resume_order == "published":
-            return published_rank(waiter)
-        if settings.ageing_seconds > 0:
-            # need x 2^(-waited / ageing), in an order that does not change while time passes
-            return math.log2(max(1, waiter.need_tokens)) + waiter.since / settings.ageing_seconds
-        return float(waiter.need_tokens)
+        return rank(self.settings, waiter.program, waiter.since, waiter.need_tokens)
 
     # All of them
 
@@ -120,15 +111,18 @@ class PauseResume(Policy):
         is_full = trigger is Trigger.TICK or trigger is Trigger.BACKENDS_CHANGED
         backends = cluster.backends if is_full else cluster.changed_backends
         outgrown = rooms.rebuild(cluster) if is_full else rooms.refresh(cluster)
-        if settings.react or trigger is Trigger.TICK:
-            if settings.resume_order == "published":
-                yield from resume_published(cluster, rooms)
-            if outgrown:
-                yield from self._pauses.outgrown(cluster, outgrown)
-            if settings.resume_order != "published" and cluster.waiting_count:
-                if trigger is Trigger.TURN_FINISHED and (settings.quantum_turns or settings.quantum_seconds):
-                    yield from self._pauses.end_quantum(cluster)
-                yield from self._resume(cluster, backends, is_full=is_full)
+        is_time, is_published = settings.react or trigger is Trigger.TICK, settings.resume_order == "published"
+        picked: set[ProgramId | TurnId] = set()
+        for decision in resume_published(cluster, rooms) if is_time and is_published else ():
+            picked.add(decision.program if isinstance(decision, Admit) else decision.turn)
+            yield decision
+        if is_time and outgrown:
+            yield from self._pauses.outgrown(cluster, outgrown)
+        if cluster.waiting_count:
+            if trigger is Trigger.TURN_FINISHED and (settings.quantum_turns or settings.quantum_seconds):
+                yield from self._pauses.end_quantum(cluster)
+            if is_time and (not is_published or settings.idle_lease_seconds):
+                yield from self._resume(cluster, backends, picked, is_full=is_full)
         if settings.turns_per_program:
             yield from self._free_turns(cluster, is_full)
 
@@ -152,8 +146,10 @@ class PauseResume(Policy):
 
     # Resuming
 
-    def _resume(self, cluster: ClusterView, backends: Sequence[BackendView], *, is_full: bool) -> Iterator[Decision]:
-        """Each line in its order, up to the first who fits nowhere.
+    def _resume(
+        self, cluster: ClusterView, backends: Sequence[BackendView], picked: Set[ProgramId | TurnId], *, is_full: bool
+    ) -> Iterator[Decision]:
+        """Each line in its order, but for who was ``picked`` already, up to the first who fits nowhere.
 
         Who waits for the one backend with its prefix stops those behind it there only. The first of a line that
         fitted nowhere is looked at again where accounts changed, everywhere only on ticks.
@@ -168,10 +164,16 @@ class PauseResume(Policy):
             if least_tokens is not None and not is_full and not self._rooms.any_has(backends, least_tokens):
                 self._stuck[key] = least_tokens
                 continue
-            yield from self._resume_line(line, cluster, backends, is_full=is_full)
+            yield from self._resume_line(line, cluster, backends, picked, is_full=is_full)
 
     def _resume_line(
-        self, line: Sequence[WaiterView], cluster: ClusterView, backends: Sequence[BackendView], *, is_full: bool
+        self,
+        line: Sequence[WaiterView],
+        cluster: ClusterView,
+        backends: Sequence[BackendView],
+        picked: Set[ProgramId | TurnId],
+        *,
+        is_full: bool,
     ) -> Iterator[Decision]:
         places, taken = self._places, set[BackendId]()
         most_taken = min(_LOOK_PAST, len(line[0].turn.eligible_backends))
@@ -179,6 +181,8 @@ class PauseResume(Policy):
             if len(taken) >= most_taken:
                 break
             turn, program = waiter.turn, waiter.program
+            if picked and (turn.id if program is None else program.id) in picked:
+                continue
             bound = places.bound_to(turn, waiter.since, cluster)
             if bound is not None and bound.id in taken:
                 continue

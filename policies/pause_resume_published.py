@@ -11,35 +11,25 @@ from typing import NamedTuple
 from attrs import define, field
 
 from policies.pause_resume_places import asks
+from policies.pause_resume_ranks import NEW, published_rank
 from policies.pause_resume_rooms import Rooms
 from thunderagent.policy import (
     Admit,
     AdmitTurn,
     BackendView,
     ClusterView,
-    Decision,
     ProgramView,
     TurnView,
     WaiterView,
 )
 
-__all__ = ["published_rank", "resume_published"]
-
-_NEW = 2.0**40
-"""Added to the rank of programs in their first turn: more than any number of tokens."""
+__all__ = ["resume_published"]
 
 _LOOK_AT = 1_024
 """Paused programs without a turn that are looked at: they ask for nothing yet."""
 
 _Backends = tuple[BackendView, ...]
 _Models = frozenset[str] | None
-
-
-def published_rank(waiter: WaiterView) -> float:
-    """Programs after their first turn before new ones, the smallest first; turns without a program by age."""
-    if waiter.program is None:
-        return waiter.since
-    return waiter.need_tokens + (0.0 if waiter.program.turns_finished else _NEW)
 
 
 class _Candidate(NamedTuple):
@@ -60,7 +50,7 @@ class _Candidate(NamedTuple):
         return is_open and (backend.capacity_tokens is None or tokens <= backend.capacity_tokens)
 
 
-def resume_published(cluster: ClusterView, rooms: Rooms) -> Iterator[Decision]:
+def resume_published(cluster: ClusterView, rooms: Rooms) -> Iterator[Admit | AdmitTurn]:
     """Pick by score what fits all rooms together, place the largest first where the most room is.
 
     Once for each set of backends that serve the same, so that nobody's tokens count against room that is of no use
@@ -116,13 +106,18 @@ def _pick(
 def _classes(lines: Sequence[Sequence[WaiterView]], idle: Iterator[_Candidate]) -> Iterator[Iterator[_Candidate]]:
     """Waiting after more than one step, waiting in the first, and paused while the agent is in a tool."""
     programs = [line for line in lines if line[0].program is not None]
-    starts = [bisect_left(line, _NEW, key=published_rank) for line in programs]
+    starts = [bisect_left(line, NEW, key=_score) for line in programs]
     known = [islice(line, start) for line, start in zip(programs, starts, strict=True)]
     new = [_from(line, start) for line, start in zip(programs, starts, strict=True)]
-    yield map(_waiting, merge(*known, key=published_rank))
-    yield map(_waiting, merge(*new, key=published_rank))
+    yield map(_waiting, merge(*known, key=_score))
+    yield map(_waiting, merge(*new, key=_score))
     yield from (map(_waiting, line) for line in lines if line[0].program is None)
     yield idle
+
+
+def _score(waiter: WaiterView) -> float:
+    assert waiter.program is not None  # turns without one have no score
+    return published_rank(waiter.program, waiter.need_tokens)
 
 
 def _waiting(waiter: WaiterView) -> _Candidate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attrs import field, frozen, validators
+from attrs import evolve, field, frozen, validators
 
 from policies.options import read_options
 from thunderagent.policy import OptionError
@@ -19,7 +19,7 @@ class Settings:
     tick_seconds: float = field(default=1.0, validator=validators.gt(0))
     """How often to look without an event: for what changes with time only, or with ``react=false`` the only time."""
     react: bool = True
-    """Pause and resume on events; false: on ticks only (published)."""
+    """Pause and resume on events; false: on ticks only (published), but for the end of a quantum."""
 
     # Letting in
     resume_order: str = field(
@@ -70,9 +70,10 @@ class Settings:
     idle_lease_seconds: float = 30.0
     """Programs idle for longer may be paused for a waiter that fits nowhere, longest idle first; 0: never."""
     quantum_turns: int = 0
-    """An admitted program that has taken so many turns yields at its next turn boundary if others wait; 0: never."""
+    """An admitted program that has taken so many turns yields at its next turn boundary to who waits and would be let
+    in before it; 0: never."""
     quantum_seconds: float = 0.0
-    """The same after so many seconds in which its turns ran; 0: never."""
+    """The same after its turns ran for so many seconds, summed over turns that run at once; 0: never."""
     turns_per_program: int = 0
     """Turns of one program that may run at once, the others wait at its place; 0: no bound."""
 
@@ -93,14 +94,40 @@ PRESETS: Mapping[str, Settings] = {
 }
 
 
+_NOT_PUBLISHED = (
+    "resume_on",
+    "resident_ratio",
+    "move_after_seconds",
+    "ageing_seconds",
+    "quantum_turns",
+    "quantum_seconds",
+)
+"""Options that other orders than the published one go by."""
+
+
 def settings_from(policy: str, options: Mapping[str, str]) -> Settings:
     """``preset`` (default, paper) first, then single options on top of it.
 
     Raises:
-        OptionError: an unknown preset or option, or a value that it cannot have.
+        OptionError: an unknown preset or option, a value that it cannot have, or two that do not go together.
     """
     rest = dict(options)
     preset = rest.pop("preset", "default")
     if preset not in PRESETS:
         raise OptionError(f"policy {policy!r}: option preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    return read_options(policy, PRESETS[preset], rest, also=("preset",))
+    settings = read_options(policy, PRESETS[preset], rest, also=("preset",))
+    return _published(policy, rest, settings) if settings.resume_order == "published" else settings
+
+
+def _published(policy: str, options: Mapping[str, str], settings: Settings) -> Settings:
+    """The published order picks by score whoever fits all rooms together, and places them where the most room is.
+
+    A program that made room at the end of a quantum would be picked again before newcomers.
+    """
+    for name in _NOT_PUBLISHED:
+        if name in options and getattr(settings, name) != getattr(PRESETS["paper"], name):
+            raise OptionError(
+                f"policy {policy!r}: option {name}={options[name]} does nothing with resume_order=published: "
+                "leave it out, or set resume_order to oldest, first-come or smallest"
+            )
+    return evolve(settings, resume_on="roomiest")

@@ -122,6 +122,38 @@ def test_unknown_option_is_refused_with_the_known_ones(name: str) -> None:
     assert str(caught.value) == f"policy 'pause-resume' has no option {name!r}; it has: {known}"
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "idle_text"),
+    [
+        ("resume_on", "origin", "roomiest"),
+        ("resident_ratio", "0.7", "0.5"),
+        ("move_after_seconds", "20", "0"),
+        ("ageing_seconds", "60", "0"),
+        ("quantum_turns", "2", "0"),
+        ("quantum_seconds", "30", "0.0"),
+    ],
+)
+def test_option_that_the_published_order_has_no_use_for_is_refused(name: str, text: str, idle_text: str) -> None:
+    """Rather than ignored: with the preset, and with the order alone. In another order, or where it says to do
+    nothing, it passes."""
+    for options in ({"preset": "paper"}, {"resume_order": "published"}):
+        with pytest.raises(OptionError) as caught:
+            PauseResume.from_options({**options, name: text})
+        assert str(caught.value) == (
+            f"policy 'pause-resume': option {name}={text} does nothing with resume_order=published: leave it out, "
+            "or set resume_order to oldest, first-come or smallest"
+        )
+        PauseResume.from_options({**options, name: idle_text})
+    PauseResume.from_options({"preset": "paper", name: text, "resume_order": "smallest"})
+
+
+def test_published_order_resumes_on_the_roomiest() -> None:
+    """Also where the preset says otherwise."""
+    assert PauseResume.from_options({"resume_order": "published"}).settings == Settings(
+        resume_order="published", resume_on="roomiest"
+    )
+
+
 # The hold limit
 
 

@@ -161,8 +161,8 @@ def test_event_does_not_look_at_all_who_wait_for_their_origin() -> None:
 
 
 def test_who_stands_behind_many_that_wait_for_their_origin_is_looked_at_soon() -> None:
-    """Each event looks further than the one before: 300 are passed in a few, and n has its place on B. Those of A come
-    in their order when z is gone."""
+    """Each event looks further than the one before: 300 are passed in a few, and n has its place on B. Those of A
+    come in their order when z is gone."""
     driver = many_for_a(300)
     for _ in range(10):
         driver.send(TurnProgressed(turn_of(driver, "z"), 1))
