@@ -35,13 +35,13 @@ class Settings:
     )
     """The last backend where it fits, else the roomiest; the last backend only; the last one only while the prefix
     is judged to lie there; always the roomiest (published); always the one that it fills best."""
-    resident_ratio: float = 0.5
+    resident_ratio: float = field(default=0.5, validator=validators.le(1))
     """With ``resident``: a prefix of which less is probably cached counts as gone."""
     move_after_seconds: float = 0.0
     """With ``origin`` and ``resident``: who has waited for so long may go anywhere; 0: never."""
-    low_watermark: float = 1.0
+    low_watermark: float = field(default=1.0, validator=validators.le(1))
     """lambda_min: let in on a backend only while less than this share of its capacity is used."""
-    growth_reserve: float = 0.05
+    growth_reserve: float = field(default=0.05, validator=validators.lt(1))
     """Share of the capacity kept free when letting in, for the growth of those already in."""
     forced_resume: bool = False
     """At the hold limit let the turn in over capacity (published), where ``--on-hold-limit`` does not say."""
@@ -62,7 +62,7 @@ class Settings:
     """Decay when pausing as well (eq. 7)."""
 
     # Taking places away
-    high_watermark: float = 1.0
+    high_watermark: float = field(default=1.0, validator=validators.le(1))
     """lambda_max: pause above this share of the capacity."""
     pause_order: str = field(default="smallest", validator=validators.in_(("smallest", "largest", "last-come")))
     """Which acting, then which reasoning programs go first: the smallest (eq. 11), the largest, or the program that
@@ -116,6 +116,11 @@ def settings_from(policy: str, options: Mapping[str, str]) -> Settings:
     if preset not in PRESETS:
         raise OptionError(f"policy {policy!r}: option preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     settings = read_options(policy, PRESETS[preset], rest, also=("preset",))
+    if settings.growth_reserve >= settings.high_watermark:
+        raise OptionError(
+            f"policy {policy!r}: option growth_reserve must be below high_watermark, or nobody fits beside others: "
+            f"{settings.growth_reserve:g}, and {settings.high_watermark:g}"
+        )
     return _published(policy, rest, settings) if settings.resume_order == "published" else settings
 
 

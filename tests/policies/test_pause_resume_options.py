@@ -100,6 +100,18 @@ def test_each_option_is_read_as_its_kind() -> None:
         ({"tick_seconds": "nan"}, "option tick_seconds must be a finite number of at least 0, got 'nan'"),
         ({"half_life_seconds": "0"}, "option half_life_seconds must be above 0, got '0'"),
         ({"high_watermark": "inf"}, "option high_watermark must be a finite number of at least 0, got 'inf'"),
+        ({"resident_ratio": "50"}, "option resident_ratio must be at most 1, got '50'"),
+        ({"low_watermark": "90"}, "option low_watermark must be at most 1, got '90'"),
+        ({"high_watermark": "95"}, "option high_watermark must be at most 1, got '95'"),
+        (
+            {"high_watermark": "0"},
+            "option growth_reserve must be below high_watermark, or nobody fits beside others: 0.05, and 0",
+        ),
+        ({"growth_reserve": "5"}, "option growth_reserve must be below 1, got '5'"),
+        (
+            {"growth_reserve": "0.5", "high_watermark": "0.5"},
+            "option growth_reserve must be below high_watermark, or nobody fits beside others: 0.5, and 0.5",
+        ),
         ({"buffer_tokens": "1.5"}, "option buffer_tokens must be a whole number, got '1.5'"),
         ({"buffer_tokens": "-1"}, "option buffer_tokens must be a finite number of at least 0, got '-1'"),
         ({"quantum_turns": "two"}, "option quantum_turns must be a whole number, got 'two'"),
