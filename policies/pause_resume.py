@@ -93,7 +93,7 @@ class PauseResume(Policy):
         is_late = bool(cluster.line_of(turn))
         if is_late or (is_paused and not settings.react):
             return None
-        self._rooms.refresh(cluster)
+        self._rooms.refresh(cluster, cluster.changed_backends)
         since = cluster.now if program is None or program.waiting_since is None else program.waiting_since
         chosen = self._places.find(turn, since, cluster)
         return None if chosen is None else chosen.id
@@ -110,7 +110,7 @@ class PauseResume(Policy):
         self._pauses.begin()
         is_full = trigger is Trigger.TICK or trigger is Trigger.BACKENDS_CHANGED
         backends = cluster.backends if is_full else cluster.changed_backends
-        outgrown = rooms.rebuild(cluster) if is_full else rooms.refresh(cluster)
+        outgrown = rooms.rebuild(cluster) if is_full else rooms.refresh(cluster, backends)
         is_time, is_published = settings.react or trigger is Trigger.TICK, settings.resume_order == "published"
         picked: set[ProgramId | TurnId] = set()
         for decision in resume_published(cluster, rooms) if is_time and is_published else ():
