@@ -26,7 +26,7 @@ class Affinity(Policy):
 
     def admit(self, turn: TurnView, cluster: ClusterView) -> BackendId:
         """The program's place, else where the conversation last ran, else the emptiest backend. O(backends)."""
-        home = turn.place or origin_of(turn)
+        home = turn.place or origin_of(turn, cluster)
         if home is not None:
             return home.id
         return _emptiest(turn.eligible_backends).id

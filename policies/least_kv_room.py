@@ -48,7 +48,7 @@ class Room:
         Turns beside their program's place go where their conversation last ran, if that takes them.
         """
         demand, place = cluster.demand(turn), turn.place
-        origin = origin_of(turn) if turn.waits_alone else None
+        origin = origin_of(turn, cluster) if turn.waits_alone else None
         if origin is not None and origin in backends and self.fits(turn, demand, origin):
             return origin
         fitting = [backend for backend in backends if backend is not place and self.fits(turn, demand, backend)]

@@ -70,7 +70,7 @@ class Places:
         if program is None or self.settings.resume_on in ("roomiest", "tightest"):
             return None
         if turn.waits_alone:
-            return origin_of(turn)
+            return origin_of(turn, cluster)
         if program.origin is None:
             return None
         origin = cluster.backend(program.origin)

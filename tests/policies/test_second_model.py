@@ -10,10 +10,9 @@ from simple_cases import B, C, places
 from policies.affinity import Affinity
 from policies.least_kv import LeastKv
 from policies.pause_resume import PauseResume
-from thunderagent.core.backend import Backend
 from thunderagent.core.events import BackendFailed, BackendRecovered
 from thunderagent.core.turn import Turn
-from thunderagent.policy import Policy, TurnId
+from thunderagent.policy import BackendId, Policy, TurnId
 from thunderagent.testing import SchedulerDriver
 
 POLICIES = [Affinity, LeastKv, PauseResume]
@@ -23,9 +22,9 @@ POLICIES = [Affinity, LeastKv, PauseResume]
 def origin_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """``TurnView.origin``, where the scheduler does not have it yet."""
 
-    def origin(turn: Turn) -> Backend | None:
+    def origin(turn: Turn) -> BackendId | None:
         backend = turn.branch.history.backend
-        return backend if backend is not None and turn.branch.history.lies_on(backend) else None
+        return backend.id if backend is not None and turn.branch.history.lies_on(backend) else None
 
     if not hasattr(Turn, "origin"):
         monkeypatch.setattr(Turn, "origin", property(origin), raising=False)
