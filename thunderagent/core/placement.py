@@ -126,9 +126,16 @@ class Placement:
         program = turn.program
         if program is None or program.status is Status.RELEASED:
             if not turn.branch.forwarded:
-                self.cluster.ledger.forget_branch(turn.branch)
+                self._let_go(turn.branch)
             return
         self.note_activity(program)
+
+    def _let_go(self, branch: Branch) -> None:
+        """Forget the conversation of a one-off turn or of a released program. The two refer to each other, and what
+        is left in a cycle stays in memory until a pass of the collector that looks at everything (``garbage.py``)."""
+        self.cluster.ledger.forget_branch(branch)
+        if branch.program is not None:
+            del branch.program.branches[branch.id]
 
     # Programs
 
@@ -210,10 +217,10 @@ class Placement:
         program.become(Status.RELEASED)
         cluster.idle.pop(program.id, None)
         del cluster.program_by_id[program.id]
-        for branch in program.branches.values():
+        for branch in list(program.branches.values()):
             branch.kept_tokens = 0
             if not branch.forwarded:
-                cluster.ledger.forget_branch(branch)
+                self._let_go(branch)
 
     def branch_of(self, program: Program | None, branch_id: BranchId, prefixes: tuple[Prefix, ...]) -> Branch:
         """The conversation that an arriving turn continues or begins; ``prefixes`` count where it begins one."""
