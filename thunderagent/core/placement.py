@@ -57,12 +57,11 @@ class Placement:
         cluster, program = self.cluster, turn.program
         if turn.waiting_since is None:
             turn.waiting_since = cluster.now
-        if turn.waits_alone or program is None:
-            since = turn.waiting_since
-        else:
-            if program.waiting_since is None:
-                program.waiting_since = cluster.now
-            since = program.waiting_since
+        since = turn.waiting_since
+        if program is not None and not turn.waits_alone:
+            if program.waiting_since is not None:
+                since = min(since, program.waiting_since)
+            program.waiting_since = turn.asking_since = since
         is_first, turn.hold_reason = turn.hold_reason is None, reason
         if program is not None:
             program.held = with_turn(program.held, turn)
@@ -78,6 +77,13 @@ class Placement:
             self._schedule(turn)
         if is_first:
             self.commands.append(TurnHeld(turn.id, turn.program_id, reason, turn.deadline_at))
+
+    @staticmethod
+    def resume_wait(turn: Turn) -> None:
+        """A forward of the turn failed: its program asks again, and has asked all along."""
+        program, since = turn.program, turn.asking_since
+        if program is not None and since is not None and not turn.waits_alone:
+            program.waiting_since = since if program.waiting_since is None else min(since, program.waiting_since)
 
     def retry_later(self, turn: Turn) -> None:
         """Have a held turn offered again after a while to the backends that it has tried."""
@@ -95,6 +101,7 @@ class Placement:
         program = turn.program
         if program is not None:
             program.held = without_turn(program.held, turn)
+            program.asked_until = self.cluster.now
             if not turn.waits_alone:
                 turn.branch.unhold(turn)
         self.cluster.queue.remove(turn)
@@ -103,7 +110,7 @@ class Placement:
 
     def forward(self, turn: Turn, backend: Backend) -> None:
         """Send the turn, which is not in the queue, to the backend."""
-        turn.waiting_since = turn.hold_reason = None
+        turn.hold_reason = None
         self.cluster.ledger.start(turn, backend, self.cluster.now)
         program = turn.program
         if program is not None:
@@ -179,8 +186,9 @@ class Placement:
         self._count_paused(program, 1)
         if program.id in self.cluster.idle:
             self._note_paused_idle(program)
-        if program.held and program.waiting_since is None:
-            program.waiting_since = self.cluster.now
+        waiter = self.cluster.queue.of_program(program)
+        if waiter is not None and program.waiting_since is None:
+            program.waiting_since = waiter.since
         for turn in program.held.values():
             if turn.hold_reason is HoldReason.YIELDING:
                 turn.hold_reason = HoldReason.POLICY
@@ -270,13 +278,10 @@ class Placement:
             if program.status is Status.PAUSED:
                 self._note_paused_idle(program)
 
-    def leave_idle(self, program: Program) -> bool:
-        """Strike a program off the list of the idle; whether it was on it."""
-        if self.cluster.idle.pop(program.id, None) is None:
-            return False
-        if program.status is Status.PAUSED:
+    def leave_idle(self, program: Program) -> None:
+        """Strike a program off the list of the idle, if it is on it."""
+        if self.cluster.idle.pop(program.id, None) is not None and program.status is Status.PAUSED:
             self._forget_paused_idle(program)
-        return True
 
     def _note_paused_idle(self, program: Program) -> None:
         program.size_entry = (program.total_tokens, program.sequence, program)

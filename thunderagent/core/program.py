@@ -146,6 +146,8 @@ class Program:
     """Its entry in the order of that group, or of the idle paused programs: tokens, sequence, itself."""
     waiting_since: float | None = None
     """Since when it asks for a place; kept when the client gives up and sends the turn again."""
+    asked_until: float = 0.0
+    """When it last ceased to hold turns; meaningful while it holds none."""
     idle_since: float = 0.0
     acting_since: float = 0.0
     """When its last running turn ended, or when it came; meaningful while none runs."""

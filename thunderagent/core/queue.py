@@ -89,15 +89,19 @@ class Queue:
         return LineKey(turn.model, turn.waits_alone, turn.place is not None)
 
     def add(self, turn: Turn, since: float) -> Waiter:
-        """Hold a turn; ``since`` counts where it is the first of its waiter. O(log waiters)."""
+        """Hold a turn; ``since`` is the age of its waiter. O(log waiters)."""
         key = _key(turn)
         waiter = self.waiters.get(key)
         if waiter is None:
             self._sequence += 1
             waiter = Waiter(None if turn.waits_alone else turn.program, since, self._sequence, turn)
             self.waiters[key] = waiter
-        elif waiter.turn.model != turn.model:
-            self.mixed[key] = waiter
+        else:
+            if waiter.turn.model != turn.model:
+                self.mixed[key] = waiter
+            if since < waiter.since:
+                self._leave_line(waiter)
+                waiter.since = since
         waiter.turns[turn.id] = turn
         self.turn_count += 1
         if turn.waits_alone and turn.program is not None:

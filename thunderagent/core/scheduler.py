@@ -143,8 +143,8 @@ class Scheduler:
         if is_new:
             program = self._new_program(event)
         if program is not None:
-            was_idle = self._placement.leave_idle(program)
-            if was_idle and cluster.now - program.idle_since > self.settings.resend_seconds:
+            self._placement.leave_idle(program)
+            if not program.held and cluster.now - program.asked_until > self.settings.resend_seconds:
                 program.waiting_since = None  # a new wait, not the same turn sent again
         cluster.changed_program = program
         branch = self._placement.branch_of(program, event.branch, event.prefixes)
@@ -158,6 +158,7 @@ class Scheduler:
             prompt_tokens=branch.history.prompt_tokens_of(event.body_bytes, cluster.ledger.ratio),
             arrived_at=cluster.now,
             serving=cluster.serving(event.model),
+            asking_since=None if program is None else program.waiting_since,
         )
         cluster.turn_by_id[turn.id] = turn
         if program is not None:
@@ -182,6 +183,7 @@ class Scheduler:
 
     def _turn_progressed(self, event: events.TurnProgressed) -> Trigger | None:
         turn = self.cluster.turn_by_id[event.turn]
+        turn.waiting_since = turn.asking_since = None
         if event.output_tokens <= turn.output_tokens:
             return None
         turn.output_tokens = event.output_tokens
@@ -243,6 +245,7 @@ class Scheduler:
         backend = self.cluster.ledger.stop(turn, TurnStatus.HELD, self.cluster.now)
         turn.tried |= {backend.id}
         turn.failed_sends += event.sent
+        self._placement.resume_wait(turn)
         self._at_boundary(turn.program)
         if turn.program is not None and turn.program.status is Status.RELEASED:
             message = f"program {turn.program.id!r} was released"

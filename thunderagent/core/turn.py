@@ -62,6 +62,9 @@ class Turn:
     """A one-off turn, or one whose program is placed on a backend that cannot serve it."""
     hold_reason: HoldReason | None = None
     waiting_since: float | None = None
+    """Since when it waits, over all tries to send it; None where it did not have to, and once its answer begins."""
+    asking_since: float | None = None
+    """The same for its program, whose age is this when a forward of the turn fails."""
     deadline_at: float | None = None
     retry_at: float | None = None
     due: tuple[float, TurnId] | None = None
