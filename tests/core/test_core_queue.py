@@ -194,6 +194,7 @@ def test_program_with_a_thousand_held_turns_is_forwarded_without_recursion(monke
     backends = iter(["A", "B"] * 1000)
     policy.answer = lambda turn, cluster: next(backends)
     driver.abandon(driver.arrive(None))
+    driver.advance(0.0)
     monkeypatch.undo()
     driver.verify()
     assert len(driver.running) == 1000

@@ -106,6 +106,7 @@ class Scheduler:
         if reason is not None:
             raise IllegalEvent(event, reason, self.journal.lines())
         self.cluster.now, self.cluster.changed_program = now, None
+        self._decider.unfinished.begin()
         if self._next_tick_at is None and self.policy.tick_seconds is not None:
             self._next_tick_at = now + self.policy.tick_seconds
         if self._decider.observes:
@@ -126,7 +127,7 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """The clock reading at which ``Tick`` is to be sent; None: nothing is due, ever. O(1)."""
-        if self._decider.unfinished is not None:
+        if self._decider.unfinished:
             return self.cluster.now
         earliest_at = self._placement.next_deadline()
         for at in (self._next_tick_at, self._next_expiry()):
@@ -346,21 +347,18 @@ class Scheduler:
         turns = list(self.cluster.queue.beside.values())
         for group in backend.groups:
             turns += [turn for program in group.by_time.values() for turn in program.held.values()]
-        for turn in turns:
-            waiter = self.cluster.queue.of(turn)
-            if turn.status is TurnStatus.HELD and waiter is not None and not waiter.is_urgent:
-                self._decider.unhold(turn)
-                self._decider.place(turn)
-        self._decider.offer_unasked()
+        self._decider.backends_changed(turns)
         return Trigger.BACKENDS_CHANGED
 
     # Time
 
     def _tick(self, event: events.Tick) -> Trigger | None:
         """What is due, a bounded part of it: the rest is due at once, but after other events."""
-        trigger, self._decider.unfinished = self._decider.unfinished, None
-        if trigger is Trigger.BACKENDS_CHANGED:
-            self._decider.offer_unasked()
+        unfinished, trigger = self._decider.unfinished, None
+        is_overdue = bool(unfinished)
+        self._decider.offer()
+        if unfinished.has_offers:
+            return None
         for _ in range(DUE_PER_TICK):
             turn = self._placement.next_due()
             if turn is None:
@@ -382,6 +380,8 @@ class Scheduler:
         if self._next_tick_at is not None and self._next_tick_at <= self.cluster.now:
             self._next_tick_at = self.cluster.now + cast(float, self.policy.tick_seconds)
             trigger = Trigger.TICK
+        if trigger is None and is_overdue:
+            trigger = unfinished.take_trigger() or Trigger.TOKENS_CHANGED
         return trigger
 
     def _retry(self, turn: Turn) -> None:
