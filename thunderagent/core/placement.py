@@ -5,6 +5,8 @@ Nothing here decides. A verb changes the cluster, and appends the commands and n
 
 from __future__ import annotations
 
+from itertools import islice
+
 from attrs import define, field
 from sortedcontainers import SortedList
 
@@ -31,6 +33,9 @@ from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
 from thunderagent.core.turn import Turn, TurnStatus, with_turn, without_turn
 
 __all__ = ["Placement"]
+
+_LOOK_AT = 16
+"""Conversations of a program that are looked at when a turn of it arrives, whether they are to be forgotten."""
 
 
 @define(eq=False, repr=False)
@@ -130,11 +135,16 @@ class Placement:
         """Forget a turn that neither waits nor runs."""
         turn.status = TurnStatus.FINISHED
         del self.cluster.turn_by_id[turn.id]
-        program = turn.program
+        program, branch = turn.program, turn.branch
+        branch.open_turns -= 1
         if program is None or program.status is Status.RELEASED:
-            if not turn.branch.forwarded:
-                self._let_go(turn.branch)
+            if branch.open_turns == 0:
+                self._let_go(branch)
             return
+        if branch.open_turns == 0:
+            branch.used_at = self.cluster.now
+            if len(program.branches) > 1:
+                program.branches[branch.id] = program.branches.pop(branch.id)
         self.note_activity(program)
 
     def _let_go(self, branch: Branch) -> None:
@@ -192,7 +202,7 @@ class Placement:
         for turn in program.held.values():
             if turn.hold_reason is HoldReason.YIELDING:
                 turn.hold_reason = HoldReason.POLICY
-        self.cluster.queue.refresh(program)
+        self.cluster.queue.regroup(program)
         self.commands.append(ProgramPaused(program.id, backend.id, reason))
 
     def yield_place(self, program: Program, reason: PauseReason) -> None:
@@ -208,7 +218,7 @@ class Placement:
             for turn in program.held.values():
                 if turn.hold_reason is HoldReason.POLICY and not turn.waits_alone:
                     turn.hold_reason = HoldReason.YIELDING
-            self.cluster.queue.refresh(program)
+            self.cluster.queue.regroup(program)
             self.commands.append(ProgramYielding(program.id, backend.id))
 
     @staticmethod
@@ -227,7 +237,7 @@ class Placement:
         del cluster.program_by_id[program.id]
         for branch in list(program.branches.values()):
             branch.kept_tokens = 0
-            if not branch.forwarded:
+            if branch.open_turns == 0:
                 self._let_go(branch)
 
     def branch_of(self, program: Program | None, branch_id: BranchId, prefixes: tuple[Prefix, ...]) -> Branch:
@@ -247,16 +257,20 @@ class Placement:
 
     def _forget_old_branches(self, program: Program, arriving: BranchId) -> None:
         """A conversation that ended inside a program (a sub-agent's, one from before a compaction) must not
-        count for ever; its end is not announced, so age and number bound it."""
-        others = [entry for entry in program.branches.values() if entry.id != arriving]
-        settings, busy = self.settings, {turn.branch.id for turn in program.held.values()}
-        idle = [entry for entry in others if not entry.forwarded and entry.id not in busy]
-        idle.sort(key=lambda branch: branch.used_at)
-        excess = len(others) + 1 - settings.max_branches
-        for index, branch in enumerate(idle):
+        count for ever; its end is not announced, so age and number bound it.
+
+        O(1) for each that is forgotten: a busy one that stands before the idle ones goes to the end, where it is put
+        anyway when it becomes idle, and no more than ``_LOOK_AT`` are looked at for one arrival.
+        """
+        branches, settings = program.branches, self.settings
+        for branch in list(islice(branches.values(), _LOOK_AT)):
+            if branch.open_turns or branch.id == arriving:
+                branches[branch.id] = branches.pop(branch.id)
+                continue
             is_old = 0 < settings.branch_ttl_seconds <= self.cluster.now - branch.used_at
-            if is_old or index < excess:
-                self.forget_branch(program, branch)
+            if not is_old and len(branches) + (arriving not in branches) <= settings.max_branches:
+                return
+            self.forget_branch(program, branch)
 
     def forget_branch(self, program: Program, branch: Branch) -> None:
         """Forget a conversation that has neither running nor held turns."""
@@ -311,6 +325,7 @@ class Placement:
         """Write down what the last finished turn of a conversation left; its charges are settled by the caller."""
         program, change_tokens = branch.program, tokens - branch.kept_tokens
         branch.kept_tokens = tokens
+        branch.settle_need()
         assert program is not None
         if program.status is Status.PAUSED:
             self._count_paused(program, -1)

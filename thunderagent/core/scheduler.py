@@ -162,6 +162,7 @@ class Scheduler:
             asking_since=None if program is None else program.waiting_since,
         )
         cluster.turn_by_id[turn.id] = turn
+        branch.open_turns += 1
         if program is not None:
             program.context_bytes = event.body_bytes
         if is_new and len(cluster.program_by_id) > self.settings.max_programs:
@@ -187,9 +188,9 @@ class Scheduler:
         turn.waiting_since = turn.asking_since = None
         if event.output_tokens <= turn.output_tokens:
             return None
-        turn.output_tokens = event.output_tokens
         program, backend = turn.program, turn.backend
         assert backend is not None
+        self.cluster.ledger.grow(turn, event.output_tokens)
         self.cluster.ledger.settle(turn.branch, backend)
         if program is not None:
             if program.place is backend:
@@ -200,7 +201,8 @@ class Scheduler:
 
     def _turn_finished(self, event: events.TurnFinished) -> Trigger:
         turn = self.cluster.turn_by_id[event.turn]
-        turn.output_tokens = max(turn.output_tokens, event.output_tokens)
+        if event.output_tokens > turn.output_tokens:
+            self.cluster.ledger.grow(turn, event.output_tokens)
         self._settle_finished(turn, event.outcome, event.usage)
         return Trigger.TURN_FINISHED
 
@@ -389,7 +391,9 @@ class Scheduler:
         turn.tried = frozenset()
         waiter = self.cluster.queue.of(turn)
         assert waiter is not None
-        if not waiter.is_urgent:
+        if waiter.is_urgent:
+            self.cluster.queue.renew(turn)
+        else:
             self._decider.unhold(turn)
             self._decider.place(turn)
 

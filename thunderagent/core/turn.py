@@ -67,6 +67,8 @@ class Turn:
     """The same for its program, whose age is this when a forward of the turn fails."""
     deadline_at: float | None = None
     retry_at: float | None = None
+    held_sequence: int = 0
+    """Order in which turns came to the queue, while it is held."""
     due: tuple[float, TurnId] | None = None
     """Its entry among the deadlines: the earlier of ``deadline_at`` and ``retry_at``."""
     tried: frozenset[BackendId] = frozenset()
