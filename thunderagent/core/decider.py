@@ -173,7 +173,14 @@ class Decider:
         self.placement.forward(turn, backend)
 
     def _give_place(self, program: Program, backend: Backend) -> None:
-        """Admit or move the program; each of its held turns is to be offered to the policy again."""
+        """Admit or move the program; each of its held turns is to be offered to the policy again.
+
+        No room need be made for it any more. Turns of it that reached the hold limit go to the new place.
+        """
+        waiter = self.cluster.queue.of_program(program)
+        if waiter is not None and waiter.is_urgent:
+            self.reservations.cancel(waiter)
+            self.placement.expire(waiter)
         self.placement.admit(program, backend)
         self.unfinished.offer(turn for turn in program.held.values() if not turn.waits_alone)
 
@@ -224,6 +231,10 @@ class Decider:
 
     # Rebalancing
 
+    def begin(self) -> None:
+        """The next event: it may do its share of the work."""
+        self.unfinished.steps_left = self.reservations.victims_left = STEPS_PER_EVENT
+
     def rebalance(self, trigger: Trigger) -> None:
         """Ask the policy for decisions and carry out the legal ones; later, where the event has done enough."""
         unfinished = self.unfinished
@@ -264,7 +275,7 @@ class Decider:
             looked_at = [*cluster.changed, *(reservations.backends() if is_full else ())]
             ready = reservations.ready(looked_at)
             if ready is None:
-                self.unfinished.is_room_wanted = False
+                self.unfinished.is_room_wanted = reservations.victims_left <= 0
                 return
             self.unfinished.steps_left -= 1
             waiter, turn, backend = ready

@@ -106,7 +106,7 @@ class Scheduler:
         if reason is not None:
             raise IllegalEvent(event, reason, self.journal.lines())
         self.cluster.now, self.cluster.changed_program = now, None
-        self._decider.unfinished.begin()
+        self._decider.begin()
         if self._next_tick_at is None and self.policy.tick_seconds is not None:
             self._next_tick_at = now + self.policy.tick_seconds
         if self._decider.observes:

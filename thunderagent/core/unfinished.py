@@ -14,7 +14,8 @@ from thunderagent.core.turn import Turn
 __all__ = ["STEPS_PER_EVENT", "Unfinished"]
 
 STEPS_PER_EVENT = 64
-"""So many decisions are carried out for one event, and so many held turns offered to the policy or let in."""
+"""So many decisions are carried out for one event, so many held turns offered to the policy or let in, so many
+programs displaced."""
 
 
 @define(eq=False, repr=False)
@@ -39,10 +40,6 @@ class Unfinished:
     def has_offers(self) -> bool:
         """Whether held turns are to be offered; until they have been, the policy is asked for no decisions."""
         return bool(self.turns) or self.is_any_unasked
-
-    def begin(self) -> None:
-        """The next event."""
-        self.steps_left = STEPS_PER_EVENT
 
     def offer(self, turns: Iterable[Turn]) -> None:
         """Have held turns offered, each once."""
