@@ -169,14 +169,17 @@ class Decider:
         are to be offered."""
         program = turn.program
         if program is not None and not turn.waits_alone and program.place is not backend:
-            self._give_place(program, backend)
+            self._give_place(program, backend, turn)
         self.placement.forward(turn, backend)
 
-    def _give_place(self, program: Program, backend: Backend) -> None:
+    def _give_place(self, program: Program, backend: Backend, turn: Turn | None) -> None:
         """Admit or move the program; each of its held turns is to be offered to the policy again.
 
-        No room need be made for it any more. Turns of it that reached the hold limit go to the new place.
+        ``turn``: the one that it gets its place for, if one waits. No room need be made for it any more: turns of it
+        that reached the hold limit go to the new place.
         """
+        if turn is not None:
+            program.model = turn.model
         waiter = self.cluster.queue.of_program(program)
         if waiter is not None and waiter.is_urgent:
             self.reservations.cancel(waiter)
@@ -318,7 +321,7 @@ class Decider:
             return "the scheduler makes room for the program"
         if waiter is not None and not waiter.turn.may_run_on(backend):
             return "the backend is not eligible for the program's turn"
-        self._give_place(program, backend)
+        self._give_place(program, backend, None if waiter is None else waiter.turn)
         self.offer()
         return None
 
@@ -348,7 +351,7 @@ class Decider:
             return "the program is there already"
         if program.status is Status.YIELDING:
             return "the program is yielding"
-        self._give_place(program, backend)
+        self._give_place(program, backend, None)
         self.offer()
         return None
 

@@ -168,6 +168,7 @@ class Placement:
             cluster.ledger.unplace(program)
             if program.status is Status.YIELDING:
                 program.become(Status.ADMITTED)
+            self.keep_served(program, backend)
             cluster.ledger.place(program, backend)
             cluster.queue.refresh(program)
             program.last_place = (backend, backend.cache_life)
@@ -176,6 +177,7 @@ class Placement:
         resumed, origin = program.status is Status.PAUSED, program.origin
         self._forget_pause(program)
         program.become(Status.ADMITTED)
+        self.keep_served(program, backend)
         cluster.ledger.place(program, backend)
         cluster.queue.refresh(program)
         since = program.waiting_since
@@ -332,6 +334,13 @@ class Placement:
         program.total_tokens += change_tokens
         if program.status is Status.PAUSED:
             self._count_paused(program, 1)
+
+    def keep_served(self, program: Program, backend: Backend) -> None:
+        """Nothing is kept at the program's place of conversations whose model is not served there; their charges are
+        settled by the caller."""
+        for branch in program.branches.values():
+            if branch.kept_tokens and not backend.serves(branch.model):
+                self.keep(branch, 0)
 
     # Deadlines
 

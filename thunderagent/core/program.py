@@ -81,6 +81,8 @@ class Branch:
     program: Program | None
     history: History = field(factory=History)
     kept_tokens: int = 0
+    model: str | None = None
+    """Of the turn that left them."""
     prefixes: tuple[PrefixKey, ...] = ()
     prefix_tokens: int = 0
     """Tokens of all of ``prefixes``."""
@@ -128,6 +130,8 @@ class Program:
     id: ProgramId
     sequence: int
     status: Status = Status.NEW
+    model: str | None = None
+    """Of its own conversation: the one that it began with, then the one that its last new place was given for."""
     place: Backend | None = None
     last_place: tuple[Backend, int] | None = None
     """Its last place, and which life of that backend's cache it was."""
@@ -173,6 +177,13 @@ class Program:
         if (self.status, status) not in TRANSITIONS:
             raise IllegalTransition(self.id, self.status, status)
         self.status = status
+
+    def keeps(self, model: str | None) -> bool:
+        """Whether what turns of a model leave is kept at its place, or is to be at its next one: not what a sub-agent
+        of another model leaves that the place does not serve."""
+        if self.place is not None:
+            return self.place.serves(model)
+        return model == self.model or model is None or self.model is None
 
     @property
     def standing(self) -> Standing:

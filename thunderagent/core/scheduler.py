@@ -179,7 +179,7 @@ class Scheduler:
     def _new_program(self, event: events.TurnArrived) -> Program:
         assert event.program is not None
         self._program_sequence += 1
-        program = Program(event.program, self._program_sequence, acting_since=self.cluster.now)
+        program = Program(event.program, self._program_sequence, model=event.model, acting_since=self.cluster.now)
         self.cluster.program_by_id[program.id] = program
         return program
 
@@ -221,8 +221,8 @@ class Scheduler:
             ledger.ratio.learn(turn.body_bytes, usage.prompt_tokens)
             branch.history.learn(turn.body_bytes, usage)
         if program is not None and program.status is not Status.RELEASED:
-            # A sub-agent's model may be one that the program's place does not serve: nothing of it is kept there.
-            if program.place is None or program.place.serves(turn.model):
+            if program.keeps(turn.model):
+                branch.model = turn.model
                 self._placement.keep(branch, _left_tokens(turn, outcome, usage))
             program.turns_finished += 1
             branch.used_at = branch.ended_at = self.cluster.now
@@ -305,7 +305,22 @@ class Scheduler:
             backend.observed_running_tokens = backend.running_tokens
         if before == (backend.models, backend.capacity_tokens):
             return None
+        if before[0] != backend.models:
+            self._unbind_unserved(backend)
         return self._backend_changed(backend)
+
+    def _unbind_unserved(self, backend: Backend) -> None:
+        """Unbind the programs whose own conversation the backend serves no more. Those that only a sub-agent asked for
+        such a model stay, without what it left."""
+        for group in backend.groups:
+            for program in list(group.by_time.values()):
+                if not backend.serves(program.model):
+                    self._placement.pause(program, PauseReason.BACKEND_LOST)
+                    continue
+                self._placement.keep_served(program, backend)
+                for branch in program.branches.values():
+                    self.cluster.ledger.settle(branch, backend)
+                backend.file(program)
 
     def _backend_failed(self, event: events.BackendFailed) -> Trigger | None:
         backend = self.cluster.backend_by_id[event.backend]

@@ -86,6 +86,21 @@ class Turn:
         return None if self.program is None or self.waits_alone else self.program.place
 
     @property
+    def origin(self) -> BackendId | None:
+        """Where what its conversation left may still lie, if it can run there: the last place of its program, or for
+        a turn beside its program's place the backend of the conversation's last turn."""
+        if self.program is None:
+            return None
+        if self.waits_alone:
+            history = self.branch.history
+            backend, cache_life = history.backend, history.cache_life
+        else:
+            backend, cache_life = self.program.last_place or (None, 0)
+        if backend is None or backend.cache_life != cache_life or not self.may_run_on(backend):
+            return None
+        return backend.id
+
+    @property
     def eligible_backends(self) -> Sequence[Backend]:
         """Backends that serve its model, take turns, and have not just failed it."""
         if not self.tried:
