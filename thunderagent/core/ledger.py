@@ -40,14 +40,18 @@ class Ledger:
     prefixes: dict[PrefixKey, _KnownPrefix] = field(factory=dict)
 
     def name_prefixes(self, branch: Branch, prefixes: tuple[Prefix, ...]) -> None:
-        """Fix which shared beginnings a new branch stands on."""
+        """Fix which shared beginnings a new branch stands on; one that is named twice counts once."""
+        keys: list[PrefixKey] = []
         for prefix in prefixes:
+            if prefix.key in keys:
+                continue
+            keys.append(prefix.key)
             known = self.prefixes.get(prefix.key)
             if known is None:
                 known = self.prefixes[prefix.key] = _KnownPrefix(self.ratio.tokens(prefix.size_bytes))
             known.branches += 1
             branch.prefix_tokens += known.tokens
-        branch.prefixes = tuple(prefix.key for prefix in prefixes)
+        branch.prefixes = tuple(keys)
 
     def forget_branch(self, branch: Branch) -> None:
         """Let go of the prefixes of a branch that has no charge left."""

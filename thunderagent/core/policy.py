@@ -319,7 +319,8 @@ class ClusterView(Protocol):
         """How long the tools of all programs took."""
 
     def waiting(self) -> Iterator[WaiterView]:
-        """All who wait, whatever for, in the order in which they began to."""
+        """All who wait, whatever for, in the order in which they came to the queue: one that was sent again or
+        offered anew stands behind, with its age in ``since``."""
 
     def waiting_lines(self) -> Sequence[Sequence[WaiterView]]:
         """Those who wait for the policy's word, in the order of ``Policy.rank``.
@@ -426,9 +427,10 @@ class Policy(ABC):
         return (Reconsider(),) if is_of_use else ()
 
     def rank(self, waiter: WaiterView) -> float:
-        """Where a waiter stands in its line: lowest first, then by arrival. Default: who asks for longest is first.
+        """Where a waiter stands in its line: lowest first, then by ``since``, then by arrival. Default: who asks for
+        longest is first.
 
-        Read when it joins the line and when its ``need_tokens`` change, so it must not depend on the time
+        Read when it joins the line and when its ``since`` or ``need_tokens`` change, so it must not depend on the time
         otherwise: for an order that shifts with the time waited, rank by the difference to ``waiter.since``.
         """
         return waiter.since

@@ -65,7 +65,7 @@ class Queue:
     """Held turns by whom they wait for, and the lines of those who wait for the policy's word."""
 
     waiters: dict[ProgramId | TurnId, Waiter] = field(factory=dict)
-    """In the order in which they began to wait."""
+    """In the order in which they came; one that left and came again has its age in ``since``."""
     lines: dict[LineKey, SortedKeyList] = field(factory=dict)
     beside: dict[TurnId, Turn] = field(factory=dict)
     """Turns of programs that wait alone, since their program's place cannot serve them."""
@@ -182,6 +182,7 @@ class Queue:
         return lines if len(lines) < 2 else sorted(lines, key=lambda line: (line[0].since, line[0].sequence))
 
     def in_order(self) -> Iterator[Waiter]:
+        """In the order in which they came."""
         return iter(self.waiters.values())
 
     def _enlist(self, waiter: Waiter) -> None:

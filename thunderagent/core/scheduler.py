@@ -42,8 +42,8 @@ __all__ = ["DUE_PER_TICK", "IllegalEvent", "Scheduler"]
 DUE_PER_TICK = 64
 """So many turns at their hold limit, and so many idle programs, are seen to in one tick."""
 
-_RAN = (Outcome.COMPLETED, Outcome.CLIENT_GONE, Outcome.SHUTDOWN)
-"""Outcomes of turns that the engine has worked on, usage or none."""
+_CUT_OFF = (Outcome.CLIENT_GONE, Outcome.SHUTDOWN)
+"""Outcomes of turns that the engine has worked on if there is any output: it may not have begun."""
 
 
 class IllegalEvent(Exception):
@@ -213,7 +213,8 @@ class Scheduler:
         self.cluster.changed_program = program
         if usage is not None and not is_credible(usage, backend.capacity_tokens):
             usage = None
-        did_run = usage is not None or outcome in _RAN
+        is_begun = outcome is Outcome.COMPLETED or (outcome in _CUT_OFF and turn.output_tokens > 0)
+        did_run = usage is not None or is_begun
         lost = learn_cache(turn, backend, usage) if did_run else None
         if lost is not None:
             self._placement.commands.append(lost)
