@@ -170,8 +170,8 @@ def _check_backend(cluster: Cluster, backend: Backend, branches: list[Branch], f
             own_tokens[program.id] += recounted_tokens
         else:
             guest_tokens += recounted_tokens
-        running = [turn for turn in charge.branch.forwarded.values() if turn.backend is backend]
-        prompts = sorted(turn.prompt_tokens for turn in running)
+        there = [turn for turn in charge.branch.forwarded.values() if turn.backend is backend]
+        prompts = sorted(turn.prompt_tokens for turn in there)
         _expect(found, f"prompts of branch {charge.branch.id!r} on {backend.id}", charge.prompts, prompts)
     for branch in branches:
         held = branch.charges.get(backend)

@@ -279,11 +279,14 @@ class Ledger:
 
 
 def _wanted_tokens(branch: Branch, charge: Charge | None, home: bool, joining: Turn | None = None) -> int:
-    """The rule at the top of this file, for the branch's charge on a backend; ``joining`` counts as if it ran there."""
+    """The rule at the top of this file, for a branch's charge on a backend; ``joining`` counts as if it ran there."""
     prompt_tokens = output_tokens = 0
     if charge is not None:
         prompt_tokens, output_tokens = largest(charge.prompts), charge.output_tokens
     if joining is not None:
-        prompt_tokens, output_tokens = max(prompt_tokens, joining.prompt_tokens), output_tokens + joining.output_tokens
+        prompt_tokens, output_tokens = (
+            max(prompt_tokens, joining.prompt_tokens),
+            output_tokens + joining.output_tokens,
+        )
     running_tokens = prompt_tokens + output_tokens
     return max(running_tokens, branch.kept_tokens) if home else running_tokens

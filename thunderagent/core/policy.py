@@ -250,9 +250,9 @@ class TurnView(Protocol):
 
     @property
     def origin(self) -> BackendId | None:
-        """Where what its conversation left may still lie: its program's ``origin``, or for a turn beside its program's
-        place the backend of that conversation's last turn. None where there is none, its cache was lost since, or the
-        turn cannot run there; and for a one-off turn."""
+        """Where what its conversation left may still lie: its program's ``origin``, or for a turn beside its
+        program's place the backend of that conversation's last turn. None where there is none, its cache was lost
+        since, or the turn cannot run there; and for a one-off turn."""
 
     @property
     def waits_alone(self) -> bool:
@@ -430,8 +430,8 @@ class Policy(ABC):
         """Where a waiter stands in its line: lowest first, then by ``since``, then by arrival. Default: who asks for
         longest is first.
 
-        Read when it joins the line and when its ``since`` or ``need_tokens`` change, so it must not depend on the time
-        otherwise: for an order that shifts with the time waited, rank by the difference to ``waiter.since``.
+        Read when it joins the line and when its ``since`` or ``need_tokens`` change, so it must not depend on the
+        time otherwise: for an order that shifts with the time waited, rank by the difference to ``waiter.since``.
         """
         return waiter.since
 

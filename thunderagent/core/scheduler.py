@@ -311,8 +311,8 @@ class Scheduler:
         return self._backend_changed(backend)
 
     def _unbind_unserved(self, backend: Backend) -> None:
-        """Unbind the programs whose own conversation the backend serves no more. Those that only a sub-agent asked for
-        such a model stay, without what it left."""
+        """Unbind the programs whose own conversation the backend serves no more. Those stay of which only a sub-agent
+        used such a model, without what it left."""
         for group in backend.groups:
             for program in list(group.by_time.values()):
                 if not backend.serves(program.model):
