@@ -25,11 +25,10 @@ from thunderagent.policy import (
 
 __all__ = ["resume_published"]
 
-_LOOK_AT = 1_024
+_LOOK_AT = 256
 """Paused programs without a turn that are looked at: they ask for nothing yet."""
 
 _Backends = tuple[BackendView, ...]
-_Models = frozenset[str] | None
 
 
 class _Candidate(NamedTuple):
@@ -130,42 +129,26 @@ def _from(line: Sequence[WaiterView], start: int) -> Iterator[WaiterView]:
 
 @define(eq=False)
 class _Idle:
-    """Paused programs without a turn, and where they may go: nothing says which model their next turn will ask for,
-    so to backends that serve all that their last one serves; where that is lost, all that any serves."""
+    """Paused programs without a turn, the smallest of them, and where they may go: where their model is served."""
 
     cluster: ClusterView
-    _all: _Models = None
-    _homes: dict[_Models, _Backends] = field(factory=dict)
+    _homes: dict[str | None, _Backends] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        if next(self.cluster.paused_idle_smallest_first(), None) is None:
-            return
-        backends = self.cluster.backends
-        served = {_models(backend) for backend in backends}
-        if None not in served:
-            self._all = frozenset(name for models in served for name in models or ())
-        for models in (*served, self._all):
-            self._homes[models] = tuple(backend for backend in backends if _covers(backend, models))
+        for program in self._programs():
+            model = program.model
+            if model not in self._homes:
+                self._homes[model] = tuple(backend for backend in self.cluster.backends if backend.serves(model))
+
+    def _programs(self) -> Iterator[ProgramView]:
+        return islice(self.cluster.paused_idle_smallest_first(), _LOOK_AT)
 
     def homes(self) -> Iterator[_Backends]:
         """Each set of backends that some of them may go to."""
         return (backends for backends in self._homes.values() if backends)
 
     def on(self, backends: _Backends) -> Iterator[_Candidate]:
-        """Those that may go to these, by the tokens that they need; of the smallest ones of all."""
-        for program in islice(self.cluster.paused_idle_smallest_first(), _LOOK_AT if self._homes else 0):
-            origin = None if program.origin is None else self.cluster.backend(program.origin)
-            models = self._all if origin is None else _models(origin)
-            if self._homes[models] == backends:
+        """Those that may go to these, by the tokens that they need."""
+        for program in self._programs():
+            if self._homes[program.model] == backends:
                 yield _Candidate(program.need_tokens, None, program, backends)
-
-
-def _models(backend: BackendView) -> _Models:
-    """What the backend serves; None: unknown, it can be asked for anything."""
-    models: _Models = getattr(backend, "models", None)  # the views do not tell it
-    return models
-
-
-def _covers(backend: BackendView, models: _Models) -> bool:
-    served = _models(backend)
-    return served is None or (models is not None and models <= served)

@@ -11,23 +11,10 @@ from policies.affinity import Affinity
 from policies.least_kv import LeastKv
 from policies.pause_resume import PauseResume
 from thunderagent.core.events import BackendFailed, BackendRecovered
-from thunderagent.core.turn import Turn
-from thunderagent.policy import BackendId, Policy, TurnId
+from thunderagent.policy import Policy, TurnId
 from thunderagent.testing import SchedulerDriver
 
 POLICIES = [Affinity, LeastKv, PauseResume]
-
-
-@pytest.fixture(autouse=True)
-def origin_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``TurnView.origin``, where the scheduler does not have it yet."""
-
-    def origin(turn: Turn) -> BackendId | None:
-        backend = turn.branch.history.backend
-        return backend.id if backend is not None and turn.branch.history.lies_on(backend) else None
-
-    if not hasattr(Turn, "origin"):
-        monkeypatch.setattr(Turn, "origin", property(origin), raising=False)
 
 
 def sub_turn(driver: SchedulerDriver, tokens: int) -> TurnId:
