@@ -3,10 +3,13 @@
 Command: ``python -m benchmarks.scheduler [--programs 1000,10000,100000] [--policy NAME] [--events 200000] [--smoke]``
 
 A closed loop of agents in virtual time: each takes turns and uses tools in between, ends after some turns, is
-released, and another one begins. The cache of the backends holds a part of them (``--pressure``), so programs are
-held, paused and resumed all the time. Only ``Scheduler.handle`` and ``next_deadline`` are timed. Pauses of Python's
-garbage collector, which hit any event, are taken out of its time and shown beside: they grow with all that the
-process holds. ``bytes/program`` is what the scheduler keeps of each.
+released, and another one begins. The caches of the backends hold ``1 / --pressure`` of what all of them need, so
+programs are held, paused and resumed all the time. The capacity is set by what they are found to need once that is
+steady, and need / capacity is measured again at the end.
+
+Only ``Scheduler.handle`` and ``next_deadline`` are timed. Pauses of Python's garbage collector, which hit any event,
+are taken out of its time and shown beside: they grow with all that the process holds. ``bytes/program`` is what the
+scheduler keeps of each.
 
 ``--smoke`` does not time: it counts the Python lines that the scheduler runs per event, at 500 and at 8,000
 programs, and fails where that number grows faster than the logarithm of the programs.
@@ -41,13 +44,17 @@ from thunderagent.core.settings import SchedulerSettings
 from thunderagent.core.usage import Outcome, Usage
 from thunderagent.registry import make_policy
 
-BACKENDS = 256
+BACKENDS, LEAST_CAPACITY_TOKENS = 256, 40_000
+"""So many, or as many as have that capacity."""
 PROMPT_TOKENS, GROWTH_TOKENS, TURNS_PER_PROGRAM = 8_000, 700, 12
 BYTES_PER_TOKEN = 4
-SYSTEM_PROMPT = Prefix(PrefixKey("system"), 2_000 * BYTES_PER_TOKEN)
+SHARED_TOKENS = 2_000
+SYSTEM_PROMPT = Prefix(PrefixKey("system"), SHARED_TOKENS * BYTES_PER_TOKEN)
 MakePolicy = Callable[[], Policy]
 SMOKE_PROGRAMS = (500, 8_000)
-SMOKE_EVENTS = 6_000
+SMOKE_EVENTS, SMOKE_BACKENDS = 6_000, 64
+STEADY_RATIO, MOST_ROUNDS = 0.02, 30
+"""What all programs need is steady where a round of warming up changes it by no more than that, or by chance."""
 
 
 @define(eq=False)
@@ -62,6 +69,7 @@ class Load:
     """Agents in virtual time: an iterator of (time, event) that is told what the scheduler commands."""
 
     programs: int
+    pressure: float
     random: random.Random
     pending: list[tuple[float, int, str, Any]] = field(factory=list)
     agent_of: dict[TurnId, _Agent] = field(factory=dict)
@@ -70,7 +78,7 @@ class Load:
 
     def __attrs_post_init__(self) -> None:
         for _ in range(self.programs):
-            self._plan(self.random.uniform(0.0, 60.0), "arrive", self._new_agent())
+            self._plan(self.random.uniform(0.0, 60.0), "arrive", self._agent_under_way())
 
     def _new_agent(self) -> _Agent:
         self._numbers += 1
@@ -78,6 +86,16 @@ class Load:
         return _Agent(
             ProgramId(f"run-{self._numbers:08d}"), turns, round(PROMPT_TOKENS * self.random.uniform(0.3, 1.7))
         )
+
+    def _agent_under_way(self) -> _Agent:
+        """As one is met in the steady state: a long run is met more often than a short one, and anywhere in it."""
+        agent = self._new_agent()
+        turns = range(1, 2 * TURNS_PER_PROGRAM)
+        agent.turns_left = self.random.choices(turns, turns)[0]
+        turns_taken = self.random.randrange(agent.turns_left)
+        agent.turns_left -= turns_taken
+        agent.tokens += GROWTH_TOKENS * turns_taken
+        return agent
 
     def _plan(self, at: float, what: str, who: Any) -> None:
         self._numbers += 1
@@ -125,15 +143,30 @@ class Load:
         self._plan(self.now + seconds, "finish", turn)
 
 
-def start(policy: Policy, programs: int, pressure: float, backends: int = BACKENDS) -> tuple[Scheduler, Load]:
-    """A scheduler with all backends, and its load; the cache holds ``1 / pressure`` of the programs."""
-    scheduler, load = Scheduler(policy, SchedulerSettings(max_held_turns=10**6)), Load(programs, random.Random(1))
-    mean_tokens = PROMPT_TOKENS + GROWTH_TOKENS * TURNS_PER_PROGRAM / 2
-    capacity_tokens = max(40_000, round(programs * mean_tokens / pressure / backends))
+def start(policy: Policy, programs: int, pressure: float, backends: int | None = None) -> tuple[Scheduler, Load]:
+    """A scheduler with all backends, and its load; ``warm_up`` finds the capacity for the pressure."""
+    load = Load(programs, pressure, random.Random(1))
+    scheduler = Scheduler(policy, SchedulerSettings(max_held_turns=10**6))
+    needed_tokens = programs * (PROMPT_TOKENS + GROWTH_TOKENS * TURNS_PER_PROGRAM / 2 - SHARED_TOKENS)
+    if backends is None:
+        backends = max(1, min(BACKENDS, int(needed_tokens / pressure / LEAST_CAPACITY_TOKENS)))
+    capacity_tokens = SHARED_TOKENS + round(needed_tokens / pressure / backends)
     for index in range(backends):
         added = events.BackendAdded(BackendId(f"http://gpu{index:03d}:8000"), ("model",), capacity_tokens)
         scheduler.handle(added, 0.0)
     return scheduler, load
+
+
+def needed_tokens_of(scheduler: Scheduler) -> int:
+    """What all programs need at once, the system prompt counted once per backend."""
+    cluster = scheduler.cluster
+    own_tokens = sum(program.need_tokens - SHARED_TOKENS for program in cluster.program_by_id.values())
+    return own_tokens + SHARED_TOKENS * len(cluster.backends)
+
+
+def capacity_tokens_of(scheduler: Scheduler) -> int:
+    """Of all backends."""
+    return sum(backend.capacity_tokens or 0 for backend in scheduler.cluster.backends)
 
 
 @define(eq=False)
@@ -171,11 +204,22 @@ def step(scheduler: Scheduler, load: Load) -> tuple[str, float]:
 
 
 def warm_up(scheduler: Scheduler, load: Load) -> None:
-    """Until every program has arrived, and as many events again."""
+    """Until every program has arrived, and on until what they need is steady, with the capacity for the pressure."""
     while load.now < 60.0:
         step(scheduler, load)
-    for _ in range(2 * load.programs):
-        step(scheduler, load)
+    former_tokens, steady_ratio = 0, max(STEADY_RATIO, load.programs**-0.5)
+    for _ in range(MOST_ROUNDS):
+        needed_tokens = needed_tokens_of(scheduler)
+        is_steady = abs(needed_tokens - former_tokens) <= steady_ratio * needed_tokens
+        former_tokens = needed_tokens
+        capacity_tokens = round(needed_tokens / load.pressure / len(scheduler.cluster.backends))
+        for backend in scheduler.cluster.backends:
+            scheduler.handle(events.BackendObserved(backend.id, None, capacity_tokens), load.now)
+        if is_steady:
+            return
+        for _ in range(4 * load.programs):
+            step(scheduler, load)
+    raise RuntimeError(f"what {load.programs} programs need is not steady after {MOST_ROUNDS} rounds")
 
 
 @define
@@ -184,6 +228,9 @@ class Row:
 
     programs: int
     tracked: int
+    backends: int
+    pressure: float
+    """Tokens that all programs need, over the capacity of all backends, when all was measured."""
     waiting: int
     events_per_second: float
     seconds: list[float]
@@ -211,6 +258,8 @@ def measure(make: MakePolicy, programs: int, count: int, pressure: float) -> Row
     return Row(
         programs=programs,
         tracked=cluster.program_count,
+        backends=len(cluster.backends),
+        pressure=needed_tokens_of(scheduler) / capacity_tokens_of(scheduler),
         waiting=cluster.waiting_count,
         events_per_second=count / sum(everything),
         seconds=everything,
@@ -246,7 +295,7 @@ def bytes_per_program(make: MakePolicy, pressure: float, programs: int = 4_000) 
 
 
 def lines_per_event(make: MakePolicy, programs: int, count: int, pressure: float, backends: int) -> float:
-    """Lines of Python that the scheduler, the policy and the indexes run for an event."""
+    """Lines of Python that the scheduler, the policy and the indexes run for an event, under the same pressure."""
     scheduler, load = start(make(), programs, pressure, backends)
     warm_up(scheduler, load)
     lines = 0
@@ -270,7 +319,9 @@ def lines_per_event(make: MakePolicy, programs: int, count: int, pressure: float
     return lines / count
 
 
-def smoke(make: MakePolicy, pressure: float, programs: tuple[int, int], count: int, backends: int = BACKENDS) -> bool:
+def smoke(
+    make: MakePolicy, pressure: float, programs: tuple[int, int], count: int, backends: int = SMOKE_BACKENDS
+) -> bool:
     """Whether the lines per event grow no faster than the logarithm of the programs; prints them."""
     few, many = programs
     allowed = math.log2(many) / math.log2(few)
@@ -285,13 +336,16 @@ def smoke(make: MakePolicy, pressure: float, programs: tuple[int, int], count: i
 
 def table(rows: list[Row]) -> Iterator[str]:
     """For docs/benchmarks.md."""
-    yield "| programs | waiting | events/s | p50 us | p99 us | max us | longest GC pause ms | bytes/program |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    yield (
+        "| programs | backends | need/capacity | waiting | events/s | p50 us | p99 us | max us | longest GC pause ms "
+        "| bytes/program |"
+    )
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for row in rows:
         yield (
-            f"| {row.programs:,} | {row.waiting:,} | {row.events_per_second:,.0f} | {row.percentile(0.5):.0f} "
-            f"| {row.percentile(0.99):.0f} | {row.percentile(1.0):,.0f} | {1e3 * row.longest_pause_seconds:,.0f} "
-            f"| {row.bytes_per_program:,.0f} |"
+            f"| {row.programs:,} | {row.backends} | {row.pressure:.2f} | {row.waiting:,} "
+            f"| {row.events_per_second:,.0f} | {row.percentile(0.5):.0f} | {row.percentile(0.99):.0f} "
+            f"| {row.percentile(1.0):,.0f} | {1e3 * row.longest_pause_seconds:,.0f} | {row.bytes_per_program:,.0f} |"
         )
 
 
@@ -310,7 +364,9 @@ def main() -> None:
     parser.add_argument("--policy", default="pause-resume")
     parser.add_argument("--policy-option", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--events", type=int, default=200_000)
-    parser.add_argument("--pressure", type=float, default=1.6, help="programs over what the cache holds")
+    parser.add_argument(
+        "--pressure", type=float, default=1.6, help="what all programs need over what the caches hold"
+    )
     parser.add_argument("--smoke", action="store_true", help="count lines instead of time, and fail on growth")
     arguments = parser.parse_args()
     options = dict(option.split("=", 1) for option in arguments.policy_option)
@@ -318,7 +374,7 @@ def main() -> None:
     if arguments.smoke:
         raise SystemExit(0 if smoke(make, arguments.pressure, SMOKE_PROGRAMS, SMOKE_EVENTS) else 1)
     print(
-        f"{arguments.policy} {options or ''}, {BACKENDS} backends, pressure {arguments.pressure:g}, "
+        f"{arguments.policy} {options or ''}, pressure {arguments.pressure:g}, "
         f"{arguments.events:,} events; Python {platform.python_version()} on {platform.machine()}"
     )
     gc.callbacks.append(PAUSES.note)

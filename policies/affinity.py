@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from attrs import define
 
+from policies.origins import origin_of
 from thunderagent.policy import BackendId, BackendView, ClusterView, Policy, TurnView
 
 __all__ = ["Affinity"]
@@ -17,15 +18,17 @@ class Affinity(Policy):
     """Sticky placement without admission control; never holds.
 
     New programs, one-off turns and programs whose backend was lost go to the emptiest eligible backend, one by one:
-    each counts for the next. A program that has a place keeps it, also when a backend joins or comes back.
+    each counts for the next. Turns for a model that their program's place does not serve go where their conversation
+    last ran. A program that has a place keeps it, also when a backend joins or comes back.
     """
 
     name: ClassVar[str] = "affinity"
 
     def admit(self, turn: TurnView, cluster: ClusterView) -> BackendId:
-        """The program's place, else the emptiest backend. O(backends)."""
-        if turn.place is not None:
-            return turn.place.id
+        """The program's place, else where the conversation last ran, else the emptiest backend. O(backends)."""
+        home = turn.place or origin_of(turn, cluster)
+        if home is not None:
+            return home.id
         return _emptiest(turn.eligible_backends).id
 
 

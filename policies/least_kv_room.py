@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import field, frozen, validators
 
+from policies.origins import origin_of
 from thunderagent.policy import BackendView, ClusterView, DemandView, Pause, ProgramView, TurnView, roomiest
 
 __all__ = ["Options", "Room"]
@@ -42,8 +43,14 @@ class Room:
         )
 
     def roomiest(self, turn: TurnView, cluster: ClusterView, backends: Sequence[BackendView]) -> BackendView | None:
-        """Of these eligible backends the roomiest that takes the turn as a newcomer; None where none does."""
+        """Of these eligible backends the roomiest that takes the turn as a newcomer; None where none does.
+
+        Turns beside their program's place go where their conversation last ran, if that takes them.
+        """
         demand, place = cluster.demand(turn), turn.place
+        origin = origin_of(turn, cluster) if turn.waits_alone else None
+        if origin is not None and origin in backends and self.fits(turn, demand, origin):
+            return origin
         fitting = [backend for backend in backends if backend is not place and self.fits(turn, demand, backend)]
         return roomiest(fitting) if fitting else None
 

@@ -14,6 +14,7 @@ __all__ = ["read_options"]
 _Settings = TypeVar("_Settings", bound=attrs.AttrsInstance)
 
 _TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
+_BOUNDS = {"<": "below", "<=": "at most", ">": "above"}
 
 
 def read_options(
@@ -46,7 +47,7 @@ def _wanted(validator: Any) -> str:
     choices = getattr(validator, "options", None)
     if choices:
         return " or ".join(choices)
-    return f"{'below' if validator.compare_op == '<' else 'above'} {validator.bound}"
+    return f"{_BOUNDS[validator.compare_op]} {validator.bound}"
 
 
 def _read(policy: str, name: str, text: str, kind: type[Any]) -> Any:

@@ -7,15 +7,16 @@ algorithm: everything on a 5 s tick, smallest programs first, a resumed program 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from itertools import islice
 from typing import ClassVar
 
 from attrs import define, field
 
 from policies.pause_resume_pauses import Pauses
 from policies.pause_resume_places import Places, asks
-from policies.pause_resume_published import published_rank, resume_published
+from policies.pause_resume_published import resume_published
+from policies.pause_resume_ranks import rank
 from policies.pause_resume_rooms import Rooms
 from policies.pause_resume_settings import PRESETS, Settings, settings_from
 from thunderagent.policy import (
@@ -27,6 +28,7 @@ from thunderagent.policy import (
     Decision,
     OnHoldLimit,
     Policy,
+    ProgramId,
     Status,
     Trigger,
     TurnId,
@@ -38,6 +40,9 @@ __all__ = ["PRESETS", "PauseResume", "Settings"]
 
 _LOOK_PAST = 64
 """Backends that waiters may keep to themselves before those behind them are looked at no more."""
+
+_LOOK_AT, _LOOK_AT_ON_TICKS = 32, 1_024
+"""Waiters of a line that are looked at for an event, at its head and again further back; on ticks."""
 
 
 @define(eq=False)
@@ -57,6 +62,8 @@ class PauseResume(Policy):
     _pauses: Pauses = field(init=False)
     _stuck: dict[tuple[TurnId, int], int] = field(factory=dict)
     """The first of each line that fits nowhere, with its need: the least room that could help it."""
+    _ended: dict[tuple[str | None, bool], tuple[int, frozenset[BackendId]]] = field(factory=dict)
+    """Where in a line (its model, whether of turns alone) the last look ended, and the backends that were kept."""
 
     def __attrs_post_init__(self) -> None:
         self.tick_seconds = self.settings.tick_seconds
@@ -83,27 +90,17 @@ class PauseResume(Policy):
             is_bounded = program is not None and 0 < settings.turns_per_program <= program.turn_count
             return None if is_bounded else turn.place.id
         is_paused = program is not None and program.status is Status.PAUSED
-        is_late = bool(cluster.line_of(turn)) and not turn.waits_alone
+        is_late = bool(cluster.line_of(turn))
         if is_late or (is_paused and not settings.react):
             return None
-        self._rooms.refresh(cluster)
+        self._rooms.refresh(cluster, cluster.changed_backends)
         since = cluster.now if program is None or program.waiting_since is None else program.waiting_since
         chosen = self._places.find(turn, since, cluster)
         return None if chosen is None else chosen.id
 
     def rank(self, waiter: WaiterView) -> float:
         """By ``resume_order``; turns without a program, which stand in a line of their own, by age."""
-        program, settings = waiter.program, self.settings
-        if settings.resume_order == "oldest" or program is None:
-            return waiter.since
-        if settings.resume_order == "first-come":
-            return float(program.sequence)
-        if settings.resume_order == "published":
-            return published_rank(waiter)
-        if settings.ageing_seconds > 0:
-            # need x 2^(-waited / ageing), in an order that does not change while time passes
-            return math.log2(max(1, waiter.need_tokens)) + waiter.since / settings.ageing_seconds
-        return float(waiter.need_tokens)
+        return rank(self.settings, waiter.program, waiter.since, waiter.need_tokens)
 
     # All of them
 
@@ -113,16 +110,19 @@ class PauseResume(Policy):
         self._pauses.begin()
         is_full = trigger is Trigger.TICK or trigger is Trigger.BACKENDS_CHANGED
         backends = cluster.backends if is_full else cluster.changed_backends
-        outgrown = rooms.rebuild(cluster) if is_full else rooms.refresh(cluster)
-        if settings.react or trigger is Trigger.TICK:
-            if settings.resume_order == "published":
-                yield from resume_published(cluster, rooms)
-            if outgrown:
-                yield from self._pauses.outgrown(cluster, outgrown)
-            if settings.resume_order != "published" and cluster.waiting_count:
-                if trigger is Trigger.TURN_FINISHED and (settings.quantum_turns or settings.quantum_seconds):
-                    yield from self._pauses.end_quantum(cluster)
-                yield from self._resume(cluster, backends, is_full=is_full)
+        outgrown = rooms.rebuild(cluster) if is_full else rooms.refresh(cluster, backends)
+        is_time, is_published = settings.react or trigger is Trigger.TICK, settings.resume_order == "published"
+        picked: set[ProgramId | TurnId] = set()
+        for decision in resume_published(cluster, rooms) if is_time and is_published else ():
+            picked.add(decision.program if isinstance(decision, Admit) else decision.turn)
+            yield decision
+        if is_time and outgrown:
+            yield from self._pauses.outgrown(cluster, outgrown)
+        if cluster.waiting_count:
+            if trigger is Trigger.TURN_FINISHED and (settings.quantum_turns or settings.quantum_seconds):
+                yield from self._pauses.end_quantum(cluster)
+            if is_time and (not is_published or settings.idle_lease_seconds):
+                yield from self._resume(cluster, backends, picked, is_full=is_full)
         if settings.turns_per_program:
             yield from self._free_turns(cluster, is_full)
 
@@ -146,8 +146,10 @@ class PauseResume(Policy):
 
     # Resuming
 
-    def _resume(self, cluster: ClusterView, backends: Sequence[BackendView], *, is_full: bool) -> Iterator[Decision]:
-        """Each line in its order, up to the first who fits nowhere.
+    def _resume(
+        self, cluster: ClusterView, backends: Sequence[BackendView], picked: Set[ProgramId | TurnId], *, is_full: bool
+    ) -> Iterator[Decision]:
+        """Each line in its order, but for who was ``picked`` already, up to the first who fits nowhere.
 
         Who waits for the one backend with its prefix stops those behind it there only. The first of a line that
         fitted nowhere is looked at again where accounts changed, everywhere only on ticks.
@@ -162,16 +164,28 @@ class PauseResume(Policy):
             if least_tokens is not None and not is_full and not self._rooms.any_has(backends, least_tokens):
                 self._stuck[key] = least_tokens
                 continue
-            yield from self._resume_line(line, cluster, backends)
+            yield from self._resume_line(line, cluster, backends, picked, is_full=is_full)
 
     def _resume_line(
-        self, line: Sequence[WaiterView], cluster: ClusterView, backends: Sequence[BackendView]
+        self,
+        line: Sequence[WaiterView],
+        cluster: ClusterView,
+        backends: Sequence[BackendView],
+        picked: Set[ProgramId | TurnId],
+        *,
+        is_full: bool,
     ) -> Iterator[Decision]:
         places, taken = self._places, set[BackendId]()
-        for waiter in line:
-            if len(taken) > _LOOK_PAST or len(taken) >= len(cluster.backends):
+        most_taken = min(_LOOK_PAST, len(line[0].turn.eligible_backends))
+        for waiter in self._in_reach(line, taken, is_full=is_full):
+            if len(taken) >= most_taken:
                 break
             turn, program = waiter.turn, waiter.program
+            if picked and (turn.id if program is None else program.id) in picked:
+                continue
+            bound = places.bound_to(turn, waiter.since, cluster)
+            if bound is not None and bound.id in taken:
+                continue
             chosen = places.find(turn, waiter.since, cluster, taken)
             if chosen is None:
                 victims = list(self._pauses.reclaim(waiter, cluster, backends, taken))
@@ -180,7 +194,6 @@ class PauseResume(Policy):
                     chosen = places.find(turn, waiter.since, cluster, taken)
             demand = cluster.demand(turn)
             if chosen is None:
-                bound = places.bound_to(turn, waiter.since, cluster)
                 if bound is not None:
                     taken.add(bound.id)
                     continue
@@ -189,3 +202,18 @@ class PauseResume(Policy):
                 break
             self._rooms.take(chosen, self._rooms.added_tokens(demand, chosen))
             yield AdmitTurn(turn.id, chosen.id) if program is None else Admit(program.id, chosen.id)
+
+    def _in_reach(self, line: Sequence[WaiterView], taken: set[BackendId], *, is_full: bool) -> Iterator[WaiterView]:
+        """The head of a line, then some from where the last look ended, with the backends that were ``taken`` there.
+
+        Thousands may wait for one backend's sake: so no event looks at all of them, and nobody behind them is
+        forgotten. Who reads no further than somebody bars the next one to begin behind the head again.
+        """
+        yield from islice(line, _LOOK_AT)
+        key = (line[0].turn.model, line[0].program is None)
+        start, passed = self._ended.pop(key, (_LOOK_AT, frozenset[BackendId]()))
+        taken |= passed
+        end = start + (_LOOK_AT_ON_TICKS if is_full else _LOOK_AT)
+        yield from (line[index] for index in range(start, min(end, len(line))))
+        if end < len(line):
+            self._ended[key] = (end, frozenset(taken))

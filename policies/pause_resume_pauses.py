@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
+from itertools import chain, islice
 
 from attrs import define, field
 
 from policies.pause_resume_places import Places, asks
+from policies.pause_resume_ranks import rank
 from policies.pause_resume_rooms import Rooms
 from policies.pause_resume_settings import Settings
 from thunderagent.policy import (
@@ -25,6 +27,9 @@ from thunderagent.policy import (
 )
 
 __all__ = ["Pauses"]
+
+_LOOK_AT = 256
+"""Programs of a backend, and waiters of a line, that are looked at when a quantum ends."""
 
 
 @define(eq=False)
@@ -86,23 +91,74 @@ class Pauses:
     def end_quantum(self, cluster: ClusterView) -> Iterator[Decision]:
         """The program whose turn just ended makes room if it had its quantum and somebody waits for that room.
 
-        One backend makes room for one waiter: on all of them, many programs would leave for one that comes.
+        Others there that had theirs leave with it where one is not enough, and none leaves where all are not: then it
+        would be for nothing. One backend makes room for one waiter.
         """
         program = cluster.changed_program
-        if program is None or program.place is None or program.status is not Status.ADMITTED:
-            return
-        if program.id in self._leaving or not self._had_its_quantum(program):
+        if program is None or program.place is None or not self._may_rotate(program):
             return
         place = program.place
         waiter = self._waiter_for(place, cluster)
-        if waiter is None or self._is_helped(waiter, place, cluster):
+        if waiter is None or not self._goes_before(waiter, program, cluster.now):
             return
-        self._rotating = (_key(waiter), place.id)
-        if program.turn_count:
-            self._leaving.add(program.id)
-            yield Yield(program.id)
-        else:
-            yield self._pause(program, place, cluster.now)
+        if self._is_helped(waiter, cluster):
+            return
+        leaving = self._enough(waiter, place, program, cluster)
+        if leaving:
+            self._rotating = (_key(waiter), place.id)
+        for victim in leaving:
+            if victim.turn_count:
+                self._leaving.add(victim.id)
+                yield Yield(victim.id)
+            else:
+                yield self._pause(victim, place, cluster.now)
+
+    def _may_rotate(self, program: ProgramView) -> bool:
+        is_leaving = program.status is not Status.ADMITTED or program.id in self._leaving
+        return not is_leaving and self._had_its_quantum(program)
+
+    def _goes_before(self, waiter: WaiterView, program: ProgramView, now: float) -> bool:
+        """Whether the waiter would be let in before the program if that asked now: otherwise it would come back at
+        once."""
+        asks_as = rank(self.settings, program, now, program.need_tokens)
+        return waiter.program is None or (
+            rank(self.settings, waiter.program, waiter.since, waiter.need_tokens) <= asks_as
+        )
+
+    def _enough(
+        self, waiter: WaiterView, place: BackendView, program: ProgramView, cluster: ClusterView
+    ) -> list[ProgramView]:
+        """The program, and as many that had their quantum there as it takes, acting ones first; none where all of
+        them are not enough, or those that leave already are."""
+        rooms, settings, now = self.rooms, self.settings, cluster.now
+        missing_tokens = rooms.added_tokens(cluster.demand(waiter.turn), place) - self._coming_tokens(place)
+        if missing_tokens <= 0:
+            return []
+        there = chain(place.longest_first(Standing.ACTING), place.longest_first(Standing.REASONING))
+        others = (
+            other
+            for other in islice(there, _LOOK_AT)
+            if other.id != program.id and self._may_rotate(other) and self._goes_before(waiter, other, now)
+        )
+        leaving: list[ProgramView] = []
+        for victim in chain((program,), others):
+            leaving.append(victim)
+            standing = Standing.REASONING if victim.turn_count else Standing.ACTING
+            weight_tokens = rooms.weight(victim, standing, now, decayed=settings.resume_decay)
+            missing_tokens -= weight_tokens + settings.buffer_tokens
+            if missing_tokens <= 0:
+                return leaving
+        left = rooms.left(place) - place.count(Standing.YIELDING) - len(leaving)
+        leaves_it_empty = left == 0 and place.guest_tokens == 0 and place.reserved_tokens == 0
+        return leaving if leaves_it_empty else []
+
+    def _coming_tokens(self, place: BackendView) -> float:
+        """Room there once those that yield have left."""
+        return (
+            self.rooms.of(place)
+            + place.yielding_tokens
+            + self.settings.buffer_tokens * place.count(Standing.YIELDING)
+        )
 
     def _had_its_quantum(self, program: ProgramView) -> bool:
         settings = self.settings
@@ -116,7 +172,7 @@ class Pauses:
             if not asks(line[0]):
                 continue
             taken: set[BackendId] = set()
-            for waiter in line:
+            for waiter in islice(line, _LOOK_AT):
                 if self.places.could_use(waiter, place, cluster):
                     if self.places.find(waiter.turn, waiter.since, cluster, taken) is None:
                         return waiter
@@ -127,18 +183,16 @@ class Pauses:
                 taken.add(bound.id)
         return None
 
-    def _is_helped(self, waiter: WaiterView, place: BackendView, cluster: ClusterView) -> bool:
-        """Whether those that leave already make the room, or another backend is about to."""
-        rooms, demand = self.rooms, cluster.demand(waiter.turn)
-        coming_tokens = place.yielding_tokens + self.settings.buffer_tokens * place.count(Standing.YIELDING)
-        if coming_tokens and rooms.added_tokens(demand, place) <= rooms.of(place) + coming_tokens:
-            return True
+    def _is_helped(self, waiter: WaiterView, cluster: ClusterView) -> bool:
+        """Whether those that leave where room was last made for the waiter leave enough."""
         if self._rotating is None or self._rotating[0] != _key(waiter):
             return False
-        other = cluster.backend(self._rotating[1])
-        if other is None or other.id == place.id or other.program_count == 0:
+        place = cluster.backend(self._rotating[1])
+        if place is None or not self.places.could_use(waiter, place, cluster):
             return False
-        return self.places.could_use(waiter, other, cluster)
+        if place.program_count == place.count(Standing.YIELDING) and place.guest_tokens == 0:
+            return True
+        return self.rooms.added_tokens(cluster.demand(waiter.turn), place) <= self._coming_tokens(place)
 
     # For a waiter, of programs that are idle for long
 

@@ -6,6 +6,7 @@ from collections.abc import Container
 
 from attrs import define
 
+from policies.origins import origin_of
 from policies.pause_resume_rooms import Rooms
 from policies.pause_resume_settings import Settings
 from thunderagent.policy import BackendId, BackendView, ClusterView, DemandView, TurnView, WaiterView
@@ -66,7 +67,11 @@ class Places:
     def _origin(self, turn: TurnView, cluster: ClusterView) -> BackendView | None:
         """The backend to be preferred for the sake of the prefix."""
         program = turn.program
-        if program is None or program.origin is None or self.settings.resume_on in ("roomiest", "tightest"):
+        if program is None or self.settings.resume_on in ("roomiest", "tightest"):
+            return None
+        if turn.waits_alone:
+            return origin_of(turn, cluster)
+        if program.origin is None:
             return None
         origin = cluster.backend(program.origin)
         return origin if origin is not None and turn.may_run_on(origin) else None

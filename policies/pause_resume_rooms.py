@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import define, field
 
@@ -30,6 +30,8 @@ class Rooms:
     _room: dict[BackendId, float] = field(factory=dict)
     _order: list[tuple[float, int, BackendId]] = field(factory=list)
     """(-room, position among the backends, backend): the roomiest first."""
+    _moved: dict[BackendId, float | None] = field(factory=dict)
+    """Backends whose room is another than in that order, with the one there: few events ask for the order."""
     _position: dict[BackendId, int] = field(factory=dict)
     _guessed: dict[BackendId, int] = field(factory=dict)
     """Backends with decisions of the last batch on them; programs that those take off it, less those put on it."""
@@ -81,18 +83,19 @@ class Rooms:
 
     def excess(self, backend: BackendView, now: float) -> float:
         """Tokens over the high watermark once those that yield have left."""
+        return self._excess(backend, self.used(backend, now, decayed=self.settings.pause_decay))
+
+    def _excess(self, backend: BackendView, used_tokens: float) -> float:
         if backend.capacity_tokens is None:
             return 0.0
-        settings = self.settings
-        leaving_tokens = backend.yielding_tokens
+        settings, leaving_tokens = self.settings, backend.yielding_tokens
         if leaving_tokens:
             leaving_tokens += settings.buffer_tokens * backend.count(Standing.YIELDING)
-        limit_tokens = settings.high_watermark * backend.capacity_tokens
-        return self.used(backend, now, decayed=settings.pause_decay) - leaving_tokens - limit_tokens
+        return used_tokens - leaving_tokens - settings.high_watermark * backend.capacity_tokens
 
-    def _count(self, backend: BackendView, now: float) -> float:
+    def _room_of(self, backend: BackendView, used_tokens: float) -> float:
         settings, capacity_tokens = self.settings, backend.capacity_tokens
-        used_tokens = self.used(backend, now, decayed=settings.resume_decay) + backend.reserved_tokens
+        used_tokens += backend.reserved_tokens
         if capacity_tokens is None:
             return _UNKNOWN_CAPACITY - used_tokens
         limit_tokens = (settings.high_watermark - settings.growth_reserve) * capacity_tokens
@@ -100,24 +103,41 @@ class Rooms:
         open_tokens = settings.low_watermark * capacity_tokens - used_tokens
         return room_tokens if open_tokens >= 0 else min(open_tokens, room_tokens)
 
+    def _count(self, backend: BackendView, now: float) -> tuple[float, float]:
+        """Its room, and its excess."""
+        settings = self.settings
+        used_tokens = self.used(backend, now, decayed=settings.resume_decay)
+        room_tokens = self._room_of(backend, used_tokens)
+        if settings.pause_decay is not settings.resume_decay:
+            used_tokens = self.used(backend, now, decayed=settings.pause_decay)
+        return room_tokens, self._excess(backend, used_tokens)
+
     # The order
 
-    def refresh(self, cluster: ClusterView) -> list[BackendView]:
+    def refresh(self, cluster: ClusterView, changed: Sequence[BackendView]) -> list[BackendView]:
         """Count the backends again whose accounts changed; returns those of them that have outgrown their cache."""
         guessed, self._guessed = self._guessed, {}
-        now, changed = cluster.now, cluster.changed_backends
-        for backend in (*self.backends(cluster, guessed), *changed) if guessed else changed:
-            self._set(backend, self._count(backend, now))
-        return [backend for backend in changed if self.excess(backend, now) > 0]
+        counted: Iterable[BackendView] = changed
+        if guessed:
+            counted = {backend.id: backend for backend in (*self.backends(cluster, guessed), *changed)}.values()
+        now, outgrown = cluster.now, list[BackendView]()
+        for backend in counted:
+            room_tokens, excess_tokens = self._count(backend, now)
+            self._set(backend, room_tokens)
+            if excess_tokens > 0:
+                outgrown.append(backend)
+        return outgrown
 
     def rebuild(self, cluster: ClusterView) -> list[BackendView]:
         """Count all backends again; returns those that have outgrown their cache. O(backends)."""
-        now = cluster.now
-        self._guessed, self._empty = {}, {backend.id: None for backend in cluster.backends if _is_empty(backend)}
-        self._room = {backend.id: self._count(backend, now) for backend in cluster.backends}
+        now, backends, self._guessed = cluster.now, cluster.backends, {}
+        counts = [self._count(backend, now) for backend in backends]
+        self._empty = {backend.id: None for backend in backends if self._is_empty(backend)}
+        self._room = {backend.id: room for backend, (room, _) in zip(backends, counts, strict=True)}
+        self._moved.clear()
         self._position = {backend: position for position, backend in enumerate(self._room)}
         self._order = sorted((-room, self._position[backend], backend) for backend, room in self._room.items())
-        return [backend for backend in cluster.backends if self.excess(backend, now) > 0]
+        return [backend for backend, (_, excess) in zip(backends, counts, strict=True) if excess > 0]
 
     def of(self, backend: BackendView) -> float:
         """Tokens that a newcomer may bring there, its headroom and the reserve left out. Negative above a watermark;
@@ -126,6 +146,7 @@ class Rooms:
 
     def roomiest_first(self, cluster: ClusterView, at_least_tokens: float = -math.inf) -> Iterator[BackendView]:
         """Backends with that much room or more, then the empty ones; do not change the rooms while iterating."""
+        self._put_in_order()
         for negative_room, _, backend_id in self._order:
             if -negative_room < at_least_tokens:
                 break
@@ -142,10 +163,9 @@ class Rooms:
         """Backends without programs and turns."""
         return self.backends(cluster, self._empty)
 
-    def total(self) -> float:
-        """Of all backends, with the headroom of one newcomer each; those that are over the limit left out.
-        O(backends)."""
-        return sum(max(0.0, room + self.settings.buffer_tokens) for room in self._room.values())
+    def total(self, backends: Iterable[BackendView]) -> float:
+        """Of these, with the headroom of one newcomer each; those that are over the limit left out. O(those)."""
+        return sum(max(0.0, self.of(backend) + self.settings.buffer_tokens) for backend in backends)
 
     def fits(self, backend: BackendView, tokens: int) -> bool:
         """Whether a newcomer fits; an empty backend takes anybody."""
@@ -170,24 +190,28 @@ class Rooms:
 
     def _set(self, backend: BackendView, room: float) -> None:
         name = backend.id
-        if self.left(backend) == 0 and _is_empty(backend, placed=False):
+        if self._is_empty(backend):
             self._empty[name] = None
         elif self._empty:
             self._empty.pop(name, None)
         former = self._room.get(name)
         if former == room:
             return
-        position = self._position.setdefault(name, len(self._position))
-        if former is not None:
-            del self._order[bisect_left(self._order, (-former, position, name))]
         self._room[name] = room
-        insort(self._order, (-room, position, name))
+        self._moved.setdefault(name, former)
+
+    def _put_in_order(self) -> None:
+        for name, former in self._moved.items():
+            position = self._position.setdefault(name, len(self._position))
+            if former is not None:
+                del self._order[bisect_left(self._order, (-former, position, name))]
+            insort(self._order, (-self._room[name], position, name))
+        self._moved.clear()
+
+    def _is_empty(self, backend: BackendView) -> bool:
+        return backend.turn_count == 0 and self.left(backend) == 0 and backend.reserved_tokens == 0
 
     @staticmethod
     def backends(cluster: ClusterView, ids: Iterable[BackendId]) -> Iterator[BackendView]:
         """Those of them that take turns."""
         return (found for backend in ids if (found := cluster.backend(backend)) is not None)
-
-
-def _is_empty(backend: BackendView, *, placed: bool = True) -> bool:
-    return backend.turn_count == 0 and backend.reserved_tokens == 0 and not (placed and backend.program_count)

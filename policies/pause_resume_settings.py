@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attrs import field, frozen, validators
+from attrs import evolve, field, frozen, validators
 
 from policies.options import read_options
 from thunderagent.policy import OptionError
@@ -19,7 +19,7 @@ class Settings:
     tick_seconds: float = field(default=1.0, validator=validators.gt(0))
     """How often to look without an event: for what changes with time only, or with ``react=false`` the only time."""
     react: bool = True
-    """Pause and resume on events; false: on ticks only (published)."""
+    """Pause and resume on events; false: on ticks only (published), but for the end of a quantum."""
 
     # Letting in
     resume_order: str = field(
@@ -35,13 +35,13 @@ class Settings:
     )
     """The last backend where it fits, else the roomiest; the last backend only; the last one only while the prefix
     is judged to lie there; always the roomiest (published); always the one that it fills best."""
-    resident_ratio: float = 0.5
+    resident_ratio: float = field(default=0.5, validator=validators.le(1))
     """With ``resident``: a prefix of which less is probably cached counts as gone."""
     move_after_seconds: float = 0.0
     """With ``origin`` and ``resident``: who has waited for so long may go anywhere; 0: never."""
-    low_watermark: float = 1.0
+    low_watermark: float = field(default=1.0, validator=validators.le(1))
     """lambda_min: let in on a backend only while less than this share of its capacity is used."""
-    growth_reserve: float = 0.05
+    growth_reserve: float = field(default=0.05, validator=validators.lt(1))
     """Share of the capacity kept free when letting in, for the growth of those already in."""
     forced_resume: bool = False
     """At the hold limit let the turn in over capacity (published), where ``--on-hold-limit`` does not say."""
@@ -62,7 +62,7 @@ class Settings:
     """Decay when pausing as well (eq. 7)."""
 
     # Taking places away
-    high_watermark: float = 1.0
+    high_watermark: float = field(default=1.0, validator=validators.le(1))
     """lambda_max: pause above this share of the capacity."""
     pause_order: str = field(default="smallest", validator=validators.in_(("smallest", "largest", "last-come")))
     """Which acting, then which reasoning programs go first: the smallest (eq. 11), the largest, or the program that
@@ -70,9 +70,10 @@ class Settings:
     idle_lease_seconds: float = 30.0
     """Programs idle for longer may be paused for a waiter that fits nowhere, longest idle first; 0: never."""
     quantum_turns: int = 0
-    """An admitted program that has taken so many turns yields at its next turn boundary if others wait; 0: never."""
+    """An admitted program that has taken so many turns yields at its next turn boundary to who waits and would be let
+    in before it; 0: never."""
     quantum_seconds: float = 0.0
-    """The same after so many seconds in which its turns ran; 0: never."""
+    """The same after its turns ran for so many seconds, summed over turns that run at once; 0: never."""
     turns_per_program: int = 0
     """Turns of one program that may run at once, the others wait at its place; 0: no bound."""
 
@@ -93,14 +94,45 @@ PRESETS: Mapping[str, Settings] = {
 }
 
 
+_NOT_PUBLISHED = (
+    "resume_on",
+    "resident_ratio",
+    "move_after_seconds",
+    "ageing_seconds",
+    "quantum_turns",
+    "quantum_seconds",
+)
+"""Options that other orders than the published one go by."""
+
+
 def settings_from(policy: str, options: Mapping[str, str]) -> Settings:
     """``preset`` (default, paper) first, then single options on top of it.
 
     Raises:
-        OptionError: an unknown preset or option, or a value that it cannot have.
+        OptionError: an unknown preset or option, a value that it cannot have, or two that do not go together.
     """
     rest = dict(options)
     preset = rest.pop("preset", "default")
     if preset not in PRESETS:
         raise OptionError(f"policy {policy!r}: option preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    return read_options(policy, PRESETS[preset], rest, also=("preset",))
+    settings = read_options(policy, PRESETS[preset], rest, also=("preset",))
+    if settings.growth_reserve >= settings.high_watermark:
+        raise OptionError(
+            f"policy {policy!r}: option growth_reserve must be below high_watermark, or nobody fits beside others: "
+            f"{settings.growth_reserve:g}, and {settings.high_watermark:g}"
+        )
+    return _published(policy, rest, settings) if settings.resume_order == "published" else settings
+
+
+def _published(policy: str, options: Mapping[str, str], settings: Settings) -> Settings:
+    """The published order picks by score whoever fits all rooms together, and places them where the most room is.
+
+    A program that made room at the end of a quantum would be picked again before newcomers.
+    """
+    for name in _NOT_PUBLISHED:
+        if name in options and getattr(settings, name) != getattr(PRESETS["paper"], name):
+            raise OptionError(
+                f"policy {policy!r}: option {name}={options[name]} does nothing with resume_order=published: "
+                "leave it out, or set resume_order to oldest, first-come or smallest"
+            )
+    return evolve(settings, resume_on="roomiest")

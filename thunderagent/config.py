@@ -72,10 +72,13 @@ class Option:
     is_flag: bool = False
     is_secret: bool = False
     """Its value is a key or may hold one: errors do not show it."""
+    is_repeatable: bool = False
+    """A flag for each entry, named in the singular."""
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        name = self.name.removesuffix("s") if self.is_repeatable else self.name
+        return "--" + name.replace("_", "-")
 
     @property
     def variable(self) -> str:
@@ -223,7 +226,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("host", _text, "Address to listen on. Default 0.0.0.0: other nodes must reach it."),
     Option("port", _number(int, 0, 65535), "Port to listen on; 0 takes a free one. Default 8300."),
     Option("policy", _text, "Scheduling policy; see `thunderagent policies`. Default pause-resume.", "NAME"),
-    Option("policy_options", _pairs, "An option of the policy; may be repeated.", "KEY=VALUE"),
+    Option("policy_options", _pairs, "An option of the policy; may be repeated.", "KEY=VALUE", is_repeatable=True),
     Option("capacity_tokens", _count, "Usable KV tokens per backend, instead of what each reports."),
     Option("backend_api_key", _text, "Key sent to the backends instead of the client's.", is_secret=True),
     Option("api_token", _text, "Token that clients must send for inference and release.", is_secret=True),

@@ -108,6 +108,8 @@ class Gateway:
     is_draining: bool = False
     _turn_ids: count[int] = field(factory=lambda: count(1))
     _timer: asyncio.TimerHandle | None = None
+    _timer_at: float = 0.0
+    """Reading of the clock at which the timer is due."""
 
     def arrive(self, submission: Submission) -> Ticket:
         """A turn came in.
@@ -232,18 +234,29 @@ class Gateway:
                 _log_notice(command)
 
     def _arm_timer(self) -> None:
-        """One timer, for the scheduler's next deadline."""
+        """One timer, due no later than the scheduler's next deadline.
+
+        One that is due by then is left alone: a loop so busy that an event comes in each of its rounds would put a
+        timer that is set anew each time off for ever.
+        """
         deadline_at = self.scheduler.next_deadline()
+        if deadline_at is None:
+            return
         if self._timer is not None:
+            if self._timer_at <= deadline_at:
+                return
             self._timer.cancel()
-            self._timer = None
-        if deadline_at is not None:
-            delay_seconds = self.clock.wall_seconds(max(0.0, deadline_at - self.clock.now()))
-            self._timer = asyncio.get_running_loop().call_later(delay_seconds, self._tick)
+        delay_seconds = self.clock.wall_seconds(max(0.0, deadline_at - self.clock.now()))
+        self._timer_at = deadline_at
+        self._timer = asyncio.get_running_loop().call_later(delay_seconds, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
-        self.handle(events.Tick())
+        deadline_at = self.scheduler.next_deadline()
+        if deadline_at is not None and deadline_at <= self.clock.now():
+            self.handle(events.Tick())
+        else:
+            self._arm_timer()
 
 
 def _shutting_down() -> ShuttingDown:

@@ -34,7 +34,7 @@ REFUSED_BEFORE_ANYTHING_RUNS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "policy option without a value": (
         (*SERVE, "--policy-option", "preset"),
-        "thunderagent serve: option --policy-options must be key=value, got 'preset'",
+        "thunderagent serve: option --policy-option must be key=value, got 'preset'",
     ),
     "bad number": (
         (*SERVE, "--max-hold-seconds", "soon"),

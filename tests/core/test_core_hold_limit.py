@@ -16,9 +16,10 @@ from thunderagent.core.commands import (
     RefuseCode,
     TurnHeld,
 )
-from thunderagent.core.events import BackendFailed, BackendObserved, BackendRecovered
+from thunderagent.core.events import BackendFailed, BackendObserved, BackendRecovered, Prefix, Tick
 from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
-from thunderagent.policy import Admit, BackendId, ProgramId
+from thunderagent.core.unfinished import STEPS_PER_EVENT
+from thunderagent.policy import Admit, AdmitTurn, BackendId, PrefixKey, ProgramId
 from thunderagent.testing.scheduler_driver import SchedulerDriver
 
 A, B, P, Q, R = BackendId("A"), BackendId("B"), ProgramId("p"), ProgramId("q"), ProgramId("r")
@@ -346,3 +347,61 @@ def test_age_ends_with_a_client_that_stays_away() -> None:
         since = driver.program("r").waiting_since
         assert since is not None
         assert driver.now - since == pytest.approx(waited_seconds, abs=1.0)
+
+
+def test_head_displaces_a_bounded_number_of_programs_per_event() -> None:
+    """300 make room for one that needs it all, those served for longest first, 64 at a time."""
+    driver = SchedulerDriver(Scripted(where_it_fits), SchedulerSettings(max_hold_seconds=100.0))
+    driver.add("A", 30_000)
+    for index in range(300):
+        driver.finish(driver.arrive(f"p{index}", 100), 100, after=float(index % 7))
+    turn = driver.arrive("r", 30_000)
+    driver.now += 100.0
+    served = [program.service_seconds for program in driver.cluster.program_by_id.values()]
+    commands = driver.send(Tick())
+    paused = [notice.program for notice in commands if isinstance(notice, ProgramPaused)]
+    assert len(paused) == STEPS_PER_EVENT
+    assert [driver.program(name).service_seconds for name in paused] == sorted(served, reverse=True)[:STEPS_PER_EVENT]
+    driver.arrive(None, 10)
+    driver.advance(0.0)
+    assert driver.where[turn] == A
+    assert len(driver.told(ProgramPaused)) == 300
+
+
+def test_reservation_of_nothing_is_looked_at() -> None:
+    """All that the turn needs is another one's beginning: it goes at the limit, though no account changed."""
+    driver = SchedulerDriver(
+        Scripted(lambda turn, cluster: A if turn.id == 1 else None, reconsiders=False),
+        SchedulerSettings(max_hold_seconds=100.0),
+    )
+    driver.add("A", 10_000)
+    prefixes = [Prefix(PrefixKey("system"), 400)]
+    driver.arrive("p", 200, prefixes=prefixes)
+    turn = driver.arrive("q", 100, prefixes=prefixes)
+    driver.advance(100.0)
+    assert turn in driver.running
+    driver.close()
+
+
+def test_reservation_ends_when_its_program_gets_a_place_otherwise() -> None:
+    """A third turn brings the program to X: the room on Y is given back, and does not drag the program there."""
+    answers = {"big1": "Y", "big2": "Y"}
+    policy = Scripted(lambda turn, cluster: "X" if turn.id == 5 else answers.get(turn.program.id), reconsiders=False)
+    driver = SchedulerDriver(policy, SchedulerSettings(max_hold_seconds=100.0))
+    driver.add("Y", 10_000)
+    running = [driver.arrive("big1", 4_500), driver.arrive("big2", 4_500)]
+    held = [driver.arrive("p", 2_000, after=1.0), driver.arrive("p", 2_000, branch="sub")]
+    driver.advance(100.0)
+    assert driver.backend("Y").reserved_tokens == 4_000
+    driver.add("X", 2_050)
+    third = driver.arrive("p", 100, branch="third")
+    assert driver.where[third] == "X"
+    assert driver.backend("Y").reserved_tokens == 0
+    policy.decisions = [AdmitTurn(held[0], BackendId("X"))]
+    driver.finish(third, 100, 5)
+    assert driver.where[held[0]] == "X"
+    driver.finish(running[0])
+    driver.advance(0.0)
+    assert {driver.where[turn] for turn in held} == {"X"}
+    driver.check_policy()
+    driver.close()

@@ -160,6 +160,21 @@ def test_program_that_left_nothing_has_nothing_resident(driver: SchedulerDriver)
     assert driver.cluster.resident_ratio(driver.program("p")) == 0.0
 
 
+@pytest.mark.parametrize("outcome", [Outcome.CLIENT_GONE, Outcome.SHUTDOWN])
+def test_cancelled_turn_without_output_is_not_taken_to_be_in_the_cache(outcome: Outcome) -> None:
+    """The engine may not have begun it; one that has given output it has."""
+    driver = SchedulerDriver(Scripted())
+    driver.add("A", 100_000)
+    driver.finish(driver.arrive("p", 10_000), 10_000, 10)
+    residency = driver.backend("A").residency
+    for _ in range(30):
+        driver.finish(driver.arrive(None, 10_000), outcome=outcome)
+    assert residency.turnover_tokens == 10_010
+    assert driver.cluster.resident_ratio(driver.program("p")) == 1.0
+    driver.finish(driver.arrive(None, 10_000), outcome=outcome, output_tokens=1)
+    assert residency.turnover_tokens == 20_011
+
+
 # What an engine's KV events say
 
 

@@ -9,7 +9,7 @@ from core_policies import Scripted
 
 from thunderagent.core.events import Prefix, TurnProgressed
 from thunderagent.core.usage import Outcome
-from thunderagent.policy import BackendId, Move, PrefixKey, ProgramId
+from thunderagent.policy import AdmitTurn, BackendId, Move, PrefixKey, ProgramId
 from thunderagent.testing.scheduler_driver import BYTES_PER_TOKEN, SchedulerDriver
 
 SYSTEM = Prefix(PrefixKey("system"), 300 * BYTES_PER_TOKEN)
@@ -197,4 +197,40 @@ def test_added_tokens_is_what_the_account_grows_by(seed: int) -> None:
             driver.finish(draw.choice(sorted(driver.running)), draw.choice([None, 2000]), 100)
         if draw.random() < 0.1:
             driver.release("q")
+    driver.close()
+
+
+def test_beginning_that_is_named_twice_counts_once(driver: SchedulerDriver) -> None:
+    """Its tokens are taken once and given back once."""
+    for program in ("p", "q"):
+        driver.arrive(program, 1_000, prefixes=[SYSTEM, SYSTEM, TASK, SYSTEM])
+    assert driver.accounted() == {"A": 1_500, "B": 0}
+    driver.close()
+
+
+def test_turn_alone_demands_what_it_adds_whatever_else_of_its_conversation_runs(
+    driver: SchedulerDriver, policy: Scripted
+) -> None:
+    """Its longer sibling's prompt counts where that runs, and its output with that one's nowhere."""
+    driver.add("H", 10_000, ["m"])
+    policy.answer = lambda turn, cluster: "H" if turn.model == "m" else "B"
+    driver.arrive("p", 100, model="m")
+    policy.answer = lambda turn, cluster: "B"
+    siblings = [driver.arrive("p", tokens, branch="sub", model="n", prefixes=[SYSTEM]) for tokens in (1_000, 400)]
+    assert [driver.where[turn] for turn in siblings] == ["B", "B"]
+    driver.send(TurnProgressed(siblings[0], 50))
+    policy.answer, policy.reconsiders = (lambda turn, cluster: None), False
+    cluster = driver.cluster
+    for tokens, on_a, on_b in ((700, 700, 0), (1_300, 1_300, 300)):
+        turn = cluster.turn_by_id[driver.arrive("p", tokens, branch="sub", model="n")]
+        assert turn.waits_alone
+        for name, added_tokens in (("A", on_a), ("B", on_b)):
+            backend = driver.backend(name)
+            assert cluster.added_tokens(turn, backend) == added_tokens
+            assert cluster.demand(turn).added_tokens(backend) == added_tokens
+        before = driver.accounted()["B"]
+        policy.decisions = [AdmitTurn(turn.id, BackendId("B"))]
+        driver.abandon(driver.arrive(None, 1))
+        assert driver.accounted()["B"] - before == on_b
+        driver.finish(turn.id, outcome=Outcome.BACKEND_ERROR)
     driver.close()

@@ -70,6 +70,18 @@ def test_line_stands_in_the_order_of_the_policys_rank() -> None:
     assert in_line(driver) == ["r", "s", "p", "q"]
 
 
+def test_client_that_sends_again_keeps_its_age_among_ties_of_the_rank() -> None:
+    """Both are of one size: the one that asks for longer is first, though it came to the queue last."""
+    driver = SchedulerDriver(Smallest())
+    driver.add("A", 10_000)
+    first = driver.arrive("p", 100)
+    driver.arrive("q", 100, after=1.0)
+    driver.abandon(first, after=50.0)
+    driver.arrive("p", 100, after=1.0)
+    assert in_line(driver) == ["p", "q"]
+    assert waiting(driver) == ["q", "p"]
+
+
 @pytest.mark.parametrize("rank", [float("nan"), float("inf"), "first", None])
 def test_rank_that_is_no_number_is_told_and_age_counts(rank: object) -> None:
     """A bug in a policy costs no turn its place in line."""
@@ -194,6 +206,7 @@ def test_program_with_a_thousand_held_turns_is_forwarded_without_recursion(monke
     backends = iter(["A", "B"] * 1000)
     policy.answer = lambda turn, cluster: next(backends)
     driver.abandon(driver.arrive(None))
+    driver.advance(0.0)
     monkeypatch.undo()
     driver.verify()
     assert len(driver.running) == 1000

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
 from core_policies import Scripted, hold
 
 from thunderagent.core.commands import Refuse, RefuseCode
-from thunderagent.core.program import Status
+from thunderagent.core.events import Tick
+from thunderagent.core.program import Program, Status
+from thunderagent.core.settings import SchedulerSettings
 from thunderagent.testing.scheduler_driver import SchedulerDriver
 
 
@@ -77,3 +84,49 @@ def test_release_lets_the_waiting_in() -> None:
     assert turn in driver.held
     driver.release("p")
     assert turn in driver.running
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    """What is freed is freed by its last reference."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def watched(driver: SchedulerDriver, name: str) -> list[weakref.ref[object]]:
+    """The program and its conversations."""
+    program: Program = driver.program(name)
+    return [weakref.ref(program), *(weakref.ref(branch) for branch in program.branches.values())]
+
+
+@pytest.mark.usefixtures("without_collector")
+def test_released_program_is_no_cycle_that_only_the_collector_frees() -> None:
+    """Released, expired or refused, a program goes with its last reference."""
+    driver = SchedulerDriver(Scripted(), SchedulerSettings(program_ttl_seconds=100.0))
+    driver.add("A", 10_000)
+    for branch in ("main", "sub"):
+        driver.finish(driver.arrive("p", branch=branch), 100, 10)
+    driver.finish(driver.arrive("q"), 100, 10)
+    seen = [*watched(driver, "p"), *watched(driver, "q")]
+    driver.release("p")
+    driver.advance(200.0)
+    assert [entry() for entry in seen] == [None] * 5
+
+
+@pytest.mark.usefixtures("without_collector")
+def test_released_program_is_freed_with_its_last_guest_turn() -> None:
+    """One turn ends, one fails to be sent, one is given up, all after the release."""
+    driver, _ = make_driver()
+    turns = [driver.arrive("p", branch=branch) for branch in ("main", "main", "sub", "third")]
+    seen = watched(driver, "p")
+    driver.release("p")
+    driver.finish(turns[0], 100, 10)
+    driver.fail(turns[2])
+    driver.abandon(turns[3])
+    assert seen[0]() is not None
+    driver.finish(turns[1])
+    driver.send(Tick())  # the event at hand knows its program
+    assert [entry() for entry in seen] == [None] * 4

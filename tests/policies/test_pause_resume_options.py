@@ -100,6 +100,18 @@ def test_each_option_is_read_as_its_kind() -> None:
         ({"tick_seconds": "nan"}, "option tick_seconds must be a finite number of at least 0, got 'nan'"),
         ({"half_life_seconds": "0"}, "option half_life_seconds must be above 0, got '0'"),
         ({"high_watermark": "inf"}, "option high_watermark must be a finite number of at least 0, got 'inf'"),
+        ({"resident_ratio": "50"}, "option resident_ratio must be at most 1, got '50'"),
+        ({"low_watermark": "90"}, "option low_watermark must be at most 1, got '90'"),
+        ({"high_watermark": "95"}, "option high_watermark must be at most 1, got '95'"),
+        (
+            {"high_watermark": "0"},
+            "option growth_reserve must be below high_watermark, or nobody fits beside others: 0.05, and 0",
+        ),
+        ({"growth_reserve": "5"}, "option growth_reserve must be below 1, got '5'"),
+        (
+            {"growth_reserve": "0.5", "high_watermark": "0.5"},
+            "option growth_reserve must be below high_watermark, or nobody fits beside others: 0.5, and 0.5",
+        ),
         ({"buffer_tokens": "1.5"}, "option buffer_tokens must be a whole number, got '1.5'"),
         ({"buffer_tokens": "-1"}, "option buffer_tokens must be a finite number of at least 0, got '-1'"),
         ({"quantum_turns": "two"}, "option quantum_turns must be a whole number, got 'two'"),
@@ -120,6 +132,38 @@ def test_unknown_option_is_refused_with_the_known_ones(name: str) -> None:
         PauseResume.from_options({name: "5"})
     known = ", ".join(sorted([*attrs.asdict(Settings()), "preset"]))
     assert str(caught.value) == f"policy 'pause-resume' has no option {name!r}; it has: {known}"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "idle_text"),
+    [
+        ("resume_on", "origin", "roomiest"),
+        ("resident_ratio", "0.7", "0.5"),
+        ("move_after_seconds", "20", "0"),
+        ("ageing_seconds", "60", "0"),
+        ("quantum_turns", "2", "0"),
+        ("quantum_seconds", "30", "0.0"),
+    ],
+)
+def test_option_that_the_published_order_has_no_use_for_is_refused(name: str, text: str, idle_text: str) -> None:
+    """Rather than ignored: with the preset, and with the order alone. In another order, or where it says to do
+    nothing, it passes."""
+    for options in ({"preset": "paper"}, {"resume_order": "published"}):
+        with pytest.raises(OptionError) as caught:
+            PauseResume.from_options({**options, name: text})
+        assert str(caught.value) == (
+            f"policy 'pause-resume': option {name}={text} does nothing with resume_order=published: leave it out, "
+            "or set resume_order to oldest, first-come or smallest"
+        )
+        PauseResume.from_options({**options, name: idle_text})
+    PauseResume.from_options({"preset": "paper", name: text, "resume_order": "smallest"})
+
+
+def test_published_order_resumes_on_the_roomiest() -> None:
+    """Also where the preset says otherwise."""
+    assert PauseResume.from_options({"resume_order": "published"}).settings == Settings(
+        resume_order="published", resume_on="roomiest"
+    )
 
 
 # The hold limit

@@ -143,6 +143,30 @@ def test_one_off_turns_are_let_in_by_age_in_any_order_of_programs() -> None:
     assert forwarded(driver)[1:] == turns
 
 
+@pytest.mark.parametrize("resume_order", ["oldest", "smallest", "published"])
+def test_one_off_turn_does_not_pass_an_older_one(resume_order: str) -> None:
+    """2,000 are free beside z: 3,000 wait, and 500 wait behind them, until z is gone."""
+    driver = driver_of(7_300, resume_order=resume_order)
+    driver.arrive("z", 5_000)
+    turns = [driver.arrive(None, 3_000), driver.arrive(None, 500, after=1.0)]
+    assert sorted(driver.held) == turns
+    end(driver, "z")
+    assert forwarded(driver)[1:] == turns
+
+
+def test_one_off_turn_does_not_pass_a_turn_that_waits_beside_its_programs_place() -> None:
+    """Such turns stand in the same line: s of 4,000, for n, has no room beside z on B, and 500 wait behind it."""
+    driver = driver_of()
+    driver.add("A", 10_000, ["m"])
+    driver.add("B", 7_300, ["n"])
+    driver.arrive("p", 1_000, model="m")
+    driver.arrive("z", 5_000, model="n")
+    turns = [driver.arrive("p", 4_000, model="n", branch="s"), driver.arrive(None, 500, model="n", after=1.0)]
+    assert sorted(driver.held) == turns
+    end(driver, "z")
+    assert forwarded(driver)[2:] == turns
+
+
 def test_waiter_that_fits_nowhere_is_looked_at_when_room_comes_anywhere() -> None:
     """p, of 6,000, is held by two full backends, and goes to the one that its program leaves."""
     driver = driver_of(10_000, 10_000)

@@ -7,6 +7,7 @@ import pytest
 from pause_resume_cases import (
     A,
     B,
+    C,
     act,
     admitted,
     driver_of,
@@ -31,6 +32,7 @@ from thunderagent.core.commands import (
     ProgramPaused,
     ProgramYielding,
 )
+from thunderagent.core.events import BackendFailed, BackendRecovered
 from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
 from thunderagent.policy import ProgramId
 from thunderagent.testing import SchedulerDriver
@@ -285,6 +287,82 @@ def test_waiting_ones_of_several_models_are_each_let_in_once() -> None:
     driver.advance(5.0)
     assert admitted(driver)[2:] == [("q", B), ("p", A), ("r", A)]
     driver.check_policy()
+
+
+def of_two_models() -> SchedulerDriver:
+    """A, of 10,000, serves m, and B, of 50,000, serves n."""
+    driver = driver_of(preset="paper")
+    driver.add("A", 10_000, ["m"])
+    driver.add("B", 50_000, ["n"])
+    return driver
+
+
+def test_paused_program_is_not_resumed_where_its_model_is_not_served() -> None:
+    """p and q outgrew A. q, in a tool, fits B, which does not serve its model: it comes back to A when p is gone."""
+    driver = of_two_models()
+    turns = [driver.arrive(program, 4_000, model="m") for program in ("p", "q")]
+    driver.finish(turns[0], 6_000)
+    driver.finish(turns[1], 5_500)
+    driver.advance(15.0)
+    assert (paused(driver), driver.program("q").place) == (["q"], None)
+    driver.release("p")
+    driver.advance(5.0)
+    assert admitted(driver)[2:] == [("q", A)]
+
+
+def test_paused_program_is_resumed_where_its_model_is_served_besides_others() -> None:
+    """q left A, which serves m; C serves m and n."""
+    driver = of_two_models()
+    turns = [driver.arrive(program, 4_000, model="m") for program in ("p", "q")]
+    driver.finish(turns[0], 6_000)
+    driver.finish(turns[1], 5_500)
+    driver.add("C", 10_000, ["n", "m"])
+    driver.advance(10.0)
+    assert admitted(driver)[2:] == [("q", C)]
+
+
+def test_paused_program_whose_backend_was_lost_is_resumed_where_its_model_is_served() -> None:
+    """Not on B, the roomiest."""
+    driver = of_two_models()
+    driver.finish(driver.arrive("p", 4_000, model="m"))
+    driver.send(BackendFailed(A, "gone"))
+    driver.advance(10.0)
+    assert driver.program("p").place is None
+    driver.add("C", 10_000, ["m"])
+    driver.advance(5.0)
+    assert admitted(driver)[1:] == [("p", C)]
+
+
+def test_those_of_one_model_do_not_wait_for_the_room_of_another() -> None:
+    """300 are left on A, for which k1 and k2 of 1,000 wait. z, larger than both, wants n, and has B for itself."""
+    driver = of_two_models()
+    for program in ("k1", "k2"):
+        driver.finish(driver.arrive(program, 1_000, model="m"))
+    driver.finish(driver.arrive("z", 49_500, model="n"))
+    for name in (A, B):
+        driver.send(BackendFailed(name, "gone"))
+    driver.send(BackendRecovered(A))
+    driver.arrive("b", 9_500, model="m")
+    for program in ("k1", "k2"):
+        driver.arrive(program, 1_000, model="m")
+    driver.send(BackendRecovered(B))
+    driver.arrive("z", 49_500, model="n")
+    driver.advance(5.0)
+    assert (admitted(driver)[-1], waiting(driver)) == (("z", B), ["k1", "k2"])
+
+
+def test_one_that_does_not_fit_the_roomiest_has_an_empty_backend() -> None:
+    """9,925 are left on A, and 9,900 on B, which is empty, and so takes p of 9,950 with no regard to headroom."""
+    driver = driver_of(preset="paper")
+    driver.add("B", 10_000)
+    act(driver, ("p", 9_950))
+    driver.add("A", 30_000)
+    driver.send(BackendFailed(B, "gone"))
+    driver.arrive("f", 19_875)
+    driver.send(BackendRecovered(B))
+    driver.arrive("p", 9_950)
+    driver.advance(5.0)
+    assert (admitted(driver)[-1], waiting(driver)) == (("p", B), [])
 
 
 def test_one_off_turns_come_after_new_programs() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from pause_resume_cases import A, B, act, driver_of, paused, resize, turn_of, yielding
+from pause_resume_cases import B, act, driver_of, paused, resize, turn_of, yielding
 
 from thunderagent.core.usage import Outcome
 from thunderagent.testing import SchedulerDriver
@@ -177,17 +177,116 @@ def test_program_does_not_yield_to_who_waits_for_its_origin() -> None:
 
 
 def test_one_backend_makes_room_for_one_waiter() -> None:
-    """w, of 9,000, needs both programs of a backend gone. The first that ends a turn is a1: from then on A makes room
-    for w, and b1 and b2 on B keep their places."""
+    """w, of 9,000, needs both programs of a backend gone. The first whose programs both had a turn is B, and nobody
+    leaves A for it: neither before, when one alone would have left for nothing, nor after."""
     driver = driver_of(10_000, 10_000, quantum_turns="1")
     for program in ("a1", "b1", "a2", "b2"):
         driver.arrive(program, 4_000)
     turn = driver.arrive("w", 9_000)
-    for program in ("a1", "b1", "b2"):
+    for program in ("a1", "b1"):
         driver.finish(turn_of(driver, program), after=1.0)
-    assert (paused(driver), turn in driver.held) == (["a1"], True)
+        driver.arrive(program, 4_000)
+    assert paused(driver) == []
+    driver.finish(turn_of(driver, "b2"), after=1.0)
+    assert (paused(driver), yielding(driver)) == (["b2"], ["b1"])
     driver.finish(turn_of(driver, "a2"), after=1.0)
-    assert (paused(driver), driver.where[turn]) == (["a1", "a2"], A)
+    driver.finish(turn_of(driver, "b1"), after=1.0)
+    assert (paused(driver), driver.where[turn]) == (["b2", "b1"], B)
+
+
+def test_backend_that_cannot_make_the_room_keeps_nobody_waiting() -> None:
+    """w, of 7,000, would need long gone from A, whose turn does not end: p stays there, and b1 on B makes room."""
+    driver = driver_of(10_000, 10_000, quantum_turns="1")
+    for program, tokens in (("long", 5_000), ("b1", 6_000), ("p", 2_500)):
+        driver.arrive(program, tokens)
+    turn = driver.arrive("w", 7_000)
+    driver.finish(turn_of(driver, "p"), after=1.0)
+    driver.finish(turn_of(driver, "b1"), after=1.0)
+    assert (paused(driver), driver.where[turn]) == (["b1"], B)
+
+
+def test_several_leave_where_one_is_not_enough() -> None:
+    """w, of 4,000, needs two of four programs of 2,400 gone: the one whose turn ends, and of those that had a turn
+    one that acts."""
+    driver = driver_of(10_000, quantum_turns="1")
+    act(driver, ("p", 2_400), ("q", 2_400))
+    for program in ("r", "s"):
+        driver.arrive(program, 2_400)
+    turn = driver.arrive("w", 4_000)
+    driver.finish(turn_of(driver, "s"))
+    assert (paused(driver), turn in driver.running, len(driver.running)) == (["s", "p"], True, 2)
+
+
+@pytest.mark.parametrize("options", [{"resume_order": "smallest"}, {"resume_order": "first-come"}, {}])
+def test_nobody_rotates_for_who_would_not_be_let_in_before_it(options: dict[str, str]) -> None:
+    """p, q and r of 2,500 come back as soon as they leave. Smallest first, and first come, they would be let in
+    before w of 6,000, and so keep their places; by age they make room for it."""
+    driver = driver_of(10_000, quantum_turns="1", **options)
+    for program in ("p", "q", "r"):
+        driver.arrive(program, 2_500)
+    turn = driver.arrive("w", 6_000)
+    for _ in range(5):
+        for program in ("p", "q", "r"):
+            if any(event.program == program for event in driver.running.values()):
+                driver.finish(turn_of(driver, program), after=1.0)
+                driver.arrive(program, 2_500, after=0.5)
+    assert (turn in driver.held, paused(driver) == []) == ((True, True) if options else (False, False))
+
+
+def test_smallest_rotates_larger_ones_for_smaller_ones() -> None:
+    """p of 8,000 for q of 5,000, and with ageing also for one that was as large 20 s ago."""
+    for options, tokens, is_let_in in (
+        ({}, 5_000, True),
+        ({}, 9_000, False),
+        ({"ageing_seconds": "10"}, 9_000, True),
+    ):
+        driver = driver_of(10_000, quantum_turns="2", resume_order="smallest", **options)
+        driver.arrive("p", 8_000)
+        turn = driver.arrive("q", tokens)
+        driver.finish(turn_of(driver, "p"), after=10.0)
+        driver.arrive("p", 8_000)
+        driver.finish(turn_of(driver, "p"), after=10.0)
+        assert (turn in driver.running) is is_let_in
+
+
+@pytest.mark.parametrize("options", [{}, {"react": "false"}, {"preset": "paper", "resume_order": "oldest"}])
+def test_quantum_ends_in_any_mode(options: dict[str, str]) -> None:
+    """The program leaves at the end of its second turn; where all else waits for ticks, the waiter is let in at the
+    next one."""
+    driver = driver_of(10_000, **{"quantum_turns": "2", **options})
+    driver.arrive("p", 8_000)
+    driver.finish(turn_of(driver, "p"))
+    turn = driver.arrive("w", 5_000)
+    driver.arrive("p", 8_000)
+    driver.finish(turn_of(driver, "p"))
+    assert paused(driver) == ["p"]
+    driver.advance(5.0)
+    assert turn in driver.running
+
+
+@pytest.mark.parametrize("options", [{"preset": "paper"}, {"preset": "paper", "react": "true"}, {}])
+def test_lease_ends_in_published_order_too(options: dict[str, str]) -> None:
+    """The idle program leaves for the waiter at the tick after 30 s."""
+    driver = driver_of(10_000, **{"resume_order": "published", "idle_lease_seconds": "30", **options})
+    act(driver, ("idle", 8_000))
+    turn = driver.arrive("w", 5_000)
+    driver.advance(29.0)
+    assert (turn in driver.held, paused(driver)) == (True, [])
+    driver.advance(6.0)
+    assert (turn in driver.running, paused(driver)) == (True, ["idle"])
+
+
+def test_lease_and_published_scores_let_each_in_once() -> None:
+    """k, n and o are let in by the scores; w, of 9,000, needs the idle ones gone, and what was picked counts."""
+    driver = driver_of(20_000, preset="paper", idle_lease_seconds="10")
+    act(driver, ("i", 8_000), ("j", 9_000))
+    driver.arrive("z", 2_500)
+    for program, tokens in (("w", 9_000), ("k", 2_000), ("n", 3_000)):
+        driver.arrive(program, tokens)
+    driver.arrive(None, 1_000)
+    driver.advance(60.0)
+    assert (sorted(paused(driver)), len(driver.held)) == (["i", "j"], 0)
+    driver.check_policy()
 
 
 def test_program_with_turns_in_parallel_yields_at_its_last() -> None:

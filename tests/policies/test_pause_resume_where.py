@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
-from pause_resume_cases import A, B, C, act, admitted, driver_of, end, grow, paused, paused_on_a, resize
+import sys
+from types import FrameType
+from typing import Any
 
-from thunderagent.core.events import BackendFailed, BackendRecovered
+import pytest
+from pause_resume_cases import A, B, C, act, admitted, driver_of, end, grow, paused, paused_on_a, resize, turn_of
+
+from policies.pause_resume import PauseResume
+from thunderagent.core.events import BackendFailed, BackendRecovered, TurnProgressed
 from thunderagent.testing import SchedulerDriver
 
 PREFER_ORIGIN = ["prefer-origin", "origin", "resident"]
@@ -106,6 +111,71 @@ def test_programs_bound_to_one_origin_are_let_in_in_their_order() -> None:
     assert admitted(driver)[3:] == [("p", A)]
     resize(driver, 5_100 + 3_000 + 2_600)
     assert admitted(driver)[3:] == [("p", A), ("r", A)]
+
+
+class Unverified(SchedulerDriver):
+    """Does not recount thousands of programs after every event."""
+
+    def verify(self) -> None:
+        """Nothing."""
+
+
+def many_for_a(count: int) -> SchedulerDriver:
+    """So many programs of 500 wait for their origin A, which z fills; n of 1,000 is behind them, and B, of 50,000,
+    empty."""
+    options = {"resume_on": "origin", "idle_lease_seconds": "0", "growth_reserve": "0"}
+    driver = Unverified(PauseResume.from_options(options))
+    driver.add("A", 1_000 * count)
+    act(driver, *((f"p{index}", 500) for index in range(count)))
+    driver.arrive("z", 3_000)
+    resize(driver, 3_100)
+    for index in range(count):
+        driver.arrive(f"p{index}", 500)
+    driver.arrive("n", 1_000)
+    assert len(driver.held) == count + 1
+    driver.add("B", 50_000)
+    return driver
+
+
+def lines_of(driver: SchedulerDriver) -> int:
+    """Lines of Python that one small event takes."""
+    lines = 0
+
+    def note(frame: FrameType, what: str, argument: object) -> Any:
+        nonlocal lines
+        lines += what == "line"
+        return note
+
+    sys.settrace(note)
+    try:
+        driver.scheduler.handle(TurnProgressed(turn_of(driver, "z"), 1), driver.now)
+    finally:
+        sys.settrace(None)
+    return lines
+
+
+def test_event_does_not_look_at_all_who_wait_for_their_origin() -> None:
+    """It takes as many lines with 1,600 of them as with 400."""
+    few, many = (lines_of(many_for_a(count)) for count in (400, 1_600))
+    assert many < 1.1 * few
+
+
+def test_who_stands_behind_many_that_wait_for_their_origin_is_looked_at_soon() -> None:
+    """Each event looks further than the one before: 300 are passed in a few, and n has its place on B. Those of A
+    come in their order when z is gone."""
+    driver = many_for_a(300)
+    for _ in range(10):
+        driver.send(TurnProgressed(turn_of(driver, "z"), 1))
+    assert (admitted(driver)[301:], len(driver.held)) == ([("n", B)], 300)
+    end(driver, "z")
+    assert admitted(driver)[302:] == [(f"p{index}", A) for index in range(5)]
+
+
+def test_tick_looks_past_many_that_wait_for_their_origin() -> None:
+    """Where nothing else happens: 800 of them, and n behind."""
+    driver = many_for_a(800)
+    driver.advance(1.0)
+    assert admitted(driver)[801:] == [("n", B)]
 
 
 def test_program_may_go_anywhere_once_it_waited_for_so_long() -> None:

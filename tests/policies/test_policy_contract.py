@@ -189,6 +189,52 @@ def test_contract_notices_an_exception() -> None:
         contract_of(Raising).test_ample_room_holds_nobody()
 
 
+TESTS = [name for name in dir(PolicyContract) if name.startswith("test_") and "option" not in name]
+
+
+@pytest.mark.parametrize("test", [name for name in TESTS if name != "test_policy_has_a_name_and_a_sensible_tick"])
+def test_every_test_of_the_contract_notices_a_policy_that_fails_or_decides_wrong_once(test: str) -> None:
+    """Its third ``rebalance`` raises, or pauses nobody in particular; everything else is right."""
+
+    class Late(Base):
+        wrong: Any = None
+
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def rebalance(self, cluster: Any, trigger: Any) -> Any:
+            self.calls += 1
+            if self.calls != 3:
+                return super().rebalance(cluster, trigger)
+            if self.wrong is None:
+                raise KeyError("late")
+            return [self.wrong]
+
+    class Wrong(Late):
+        wrong = Pause(ProgramId("nobody"))
+
+    for policy, message in ((Late, "PolicyFailed"), (Wrong, "DecisionRejected")):
+        with pytest.raises(AssertionError, match=f"the policy misbehaved: .*{message}"):
+            getattr(contract_of(policy), test)()
+
+
+def test_contract_notices_a_policy_that_fails_after_500_calls() -> None:
+    """A list that only grows, a number that overflows: some faults take long."""
+
+    class VeryLate(Base):
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def rebalance(self, cluster: Any, trigger: Any) -> Any:
+            self.calls += 1
+            if self.calls > 500:
+                raise KeyError("late")
+            return super().rebalance(cluster, trigger)
+
+    with pytest.raises(AssertionError, match="the policy misbehaved"):
+        contract_of(VeryLate).test_long_run_has_no_failure_and_no_rejected_decision()
+
+
 def test_contract_notices_an_illegal_decision() -> None:
     """Pausing without a look."""
 

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from policies.affinity import Affinity
 from policies.pause_resume import PauseResume
-from thunderagent.clock import Clock, MonotonicClock, ScaledClock
+from thunderagent.clock import Clock, MonotonicClock, ScaledClock, VirtualClock
 from thunderagent.core import events
 from thunderagent.core.ids import BackendId, BranchId, ProgramId
 from thunderagent.core.invariants import check
@@ -47,6 +47,39 @@ def full_gateway(**options: object) -> Gateway:
     gateway = gateway_of(PauseResume.from_options({"idle_lease_seconds": "0"}), **options)  # type: ignore[arg-type]
     gateway.arrive(submission("full", 4000)).close(Outcome.COMPLETED, Usage(900, 50, None))
     return gateway
+
+
+async def test_tick_is_not_starved_by_events_in_every_round_of_the_loop() -> None:
+    """Streams that tell their progress in each round do not put the hold limit off."""
+    settings = SchedulerSettings(max_hold_seconds=1e-6, on_hold_limit=OnHoldLimit.REFUSE)
+    gateway = full_gateway(settings=settings)
+    running, waiting = gateway.arrive(submission("full", 3600)), gateway.arrive(submission("a", 3000))
+    for output_tokens in range(1, 10):
+        running.progress(output_tokens)
+        await asyncio.sleep(0)
+    assert waiting.id not in gateway.scheduler.cluster.turn_by_id
+    with pytest.raises(HoldLimitReached):
+        await waiting.place()
+    running.close(Outcome.COMPLETED)
+    waiting.close(Outcome.CLIENT_GONE)
+    gateway.stop()
+
+
+async def test_timer_is_set_anew_for_an_earlier_deadline_only() -> None:
+    """And when it comes while nothing is due, for the next one, without a tick."""
+    clock = VirtualClock()
+    gateway = full_gateway(clock=clock, settings=SchedulerSettings(max_hold_seconds=50.0))
+    first, before = gateway.arrive(submission("a", 3000)), gateway._timer
+    second = gateway.arrive(submission("b", 3000))
+    assert gateway._timer is before
+    first.close(Outcome.CLIENT_GONE)
+    second.close(Outcome.CLIENT_GONE)
+    assert gateway._timer is before
+    lines = len(gateway.scheduler.journal.lines())
+    gateway._tick()
+    assert gateway._timer not in (None, before)
+    assert len(gateway.scheduler.journal.lines()) == lines
+    gateway.stop()
 
 
 async def test_ticket_is_placed_and_closed_once() -> None:

@@ -27,16 +27,15 @@ def _click_option(option: Option) -> Any:
     if option.is_flag:
         both = f"{option.flag}/--no-{option.flag.removeprefix('--')}"
         return click.option(both, option.name, default=None, help=option.help)
-    names = [option.flag]
-    if option.name == "policy_options":
-        names = ["--policy-option", "--policy-options"]
+    plural = [f"{option.flag}s"] if option.is_repeatable else []
     return click.option(
-        *names,
+        option.flag,
+        *plural,
         option.name,
         default=None,
         metavar=option.metavar or "VALUE",
         help=option.help,
-        multiple=option.name == "policy_options",
+        multiple=option.is_repeatable,
     )
 
 

@@ -12,6 +12,7 @@ from thunderagent.core.decay import DecayedTokens
 from thunderagent.core.ids import BackendId, PrefixKey, ProgramId, TurnId
 from thunderagent.core.program import Branch, Program, Standing
 from thunderagent.core.residency import Residency
+from thunderagent.core.sizes import NO_SIZES
 from thunderagent.core.turn import Turn
 
 __all__ = ["Backend", "Charge", "Group", "HeldPrefix"]
@@ -27,6 +28,10 @@ class Charge:
     prefixes: tuple[PrefixKey, ...] = ()
     own_tokens: int = 0
     """Bare tokens, and those of the prefixes that no other charge on the backend stands on."""
+    prompts: list[int] = NO_SIZES
+    """Of the branch's turns that run there."""
+    output_tokens: int = 0
+    """Of all of them."""
 
 
 @define(eq=False, repr=False)

@@ -74,7 +74,8 @@ class Cluster:
         return (program for _, _, program in self.paused_idle)
 
     def waiting(self) -> Iterator[Waiter]:
-        """Who waits, in the order in which they began to; do not admit while iterating: return decisions."""
+        """Who waits, in the order in which they came to the queue: one that was sent again or offered anew stands
+        behind, with its age in ``since``. Do not admit while iterating: return decisions."""
         return self.queue.in_order()
 
     def waiting_lines(self) -> Sequence[Sequence[Waiter]]:

@@ -79,7 +79,10 @@ class Refuse:
 
 @frozen
 class TurnHeld:
-    """The turn waits, until ``deadline_at`` (the scheduler's clock) at the latest; None: without limit."""
+    """The turn waits; ``deadline_at`` (the scheduler's clock) is when it reaches the hold limit. None: without limit.
+
+    What happens then is ``on_hold_limit``'s: with ``head`` it waits on until room has been made for it.
+    """
 
     turn: TurnId
     program: ProgramId | None

@@ -7,7 +7,7 @@ turn: without a decision a turn of an admitted program goes to its place, and an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from attrs import define, field
@@ -42,11 +42,9 @@ from thunderagent.core.policy import Policy, roomiest
 from thunderagent.core.program import Program, Status
 from thunderagent.core.queue import Waiter
 from thunderagent.core.turn import Turn, TurnStatus
+from thunderagent.core.unfinished import STEPS_PER_EVENT, Unfinished
 
-__all__ = ["DECISIONS_PER_EVENT", "Decider"]
-
-DECISIONS_PER_EVENT = 64
-"""So many are carried out for one event; the policy is asked for the rest at once, but after other events."""
+__all__ = ["Decider"]
 
 
 @define(eq=False, repr=False)
@@ -57,12 +55,10 @@ class Decider:
     cluster: Cluster
     placement: Placement
     reservations: Reservations
-    unfinished: Trigger | None = None
-    """Why the policy was asked for decisions of which some were left for the next tick, which is due now."""
+    unfinished: Unfinished = field(factory=Unfinished)
+    """What is left for the next tick, which is due now."""
     observes: bool = field(init=False)
     """Whether the policy wants to be told."""
-    _budget: int = 0
-    """Turns that may still be let in by the decisions at hand."""
 
     def __attrs_post_init__(self) -> None:
         self.observes = type(self.policy).observe is not Policy.observe
@@ -91,6 +87,7 @@ class Decider:
         backend = self._find_backend(turn)
         if backend is not None:
             self._send(turn, backend)
+            self.offer()
         return backend is not None
 
     def _find_backend(self, turn: Turn) -> Backend | None:
@@ -168,53 +165,95 @@ class Decider:
         return backend
 
     def _send(self, turn: Turn, backend: Backend) -> None:
-        """Forward a turn that is not in the queue, and with a new place its program's other held turns."""
-        if self._send_one(turn, backend):
-            assert turn.program is not None
-            self._forward_held(turn.program)
-
-    def _send_one(self, turn: Turn, backend: Backend) -> bool:
-        """Forward a turn that is not in the queue; whether its program has a new place by that."""
+        """Forward a turn that is not in the queue; where its program has a new place by that, its other held turns
+        are to be offered."""
         program = turn.program
-        if program is None or turn.waits_alone:
-            self.placement.forward(turn, backend)
-            return False
-        is_new_place = program.place is not backend
-        self.placement.admit(program, backend)
+        if program is not None and not turn.waits_alone and program.place is not backend:
+            self._give_place(program, backend, turn)
         self.placement.forward(turn, backend)
-        return is_new_place
 
-    def _forward_held(self, program: Program) -> None:
-        """The program has a new place: each of its held turns is offered to the policy again.
+    def _give_place(self, program: Program, backend: Backend, turn: Turn | None) -> None:
+        """Admit or move the program; each of its held turns is to be offered to the policy again.
 
-        The policy may move the program with one of them, and then those held before are offered once more: in a
-        loop, since a program may hold thousands of turns. It ends, as each move forwards a turn.
+        ``turn``: the one that it gets its place for, if one waits. No room need be made for it any more: turns of it
+        that reached the hold limit go to the new place.
         """
-        is_new_place = True
-        while is_new_place:
-            is_new_place = False
-            for turn in [turn for turn in program.held.values() if not turn.waits_alone]:
-                self.unhold(turn)
-                backend = self._find_backend(turn)
-                if backend is not None:
-                    is_new_place |= self._send_one(turn, backend)
+        if turn is not None:
+            program.model = turn.model
+        waiter = self.cluster.queue.of_program(program)
+        if waiter is not None and waiter.is_urgent:
+            self.reservations.cancel(waiter)
+            self.placement.expire(waiter)
+        self.placement.admit(program, backend)
+        self.unfinished.offer(turn for turn in program.held.values() if not turn.waits_alone)
+
+    def offer(self) -> None:
+        """Offer held turns to the policy that are to be placed afresh, as many as the event may still see to.
+
+        The policy may move a program with one of its turns, and then those held before are offered once more. That
+        ends, as each move forwards a turn.
+        """
+        unfinished = self.unfinished
+        while unfinished.has_offers and unfinished.steps_left > 0:
+            turn = self._next_offered()
+            if turn is None:
+                return
+            unfinished.steps_left -= 1
+            self.unhold(turn)
+            backend = self._find_backend(turn)
+            if backend is not None:
+                self._send(turn, backend)
+
+    def _next_offered(self) -> Turn | None:
+        """The next one that is still held; None, and nothing is left, where there is none."""
+        unfinished, queue = self.unfinished, self.cluster.queue
+        while unfinished.turns:
+            _, turn = unfinished.turns.popitem(last=False)
+            waiter = queue.of(turn) if turn.status is TurnStatus.HELD else None
+            if waiter is not None and not waiter.is_urgent:
+                return turn
+        if unfinished.is_any_unasked:
+            for line in queue.open_lines():
+                first: Turn = line[0].turn
+                if first.hold_reason is HoldReason.NO_BACKEND:
+                    return first
+            unfinished.is_any_unasked = False
+        return None
+
+    def backends_changed(self, turns: Iterable[Turn]) -> None:
+        """Have these held turns placed afresh, and the policy asked about those held for want of a backend."""
+        self.unfinished.offer(turns)
+        self.unfinished.is_any_unasked = True
+        self.offer()
 
     def admit_turn(self, turn: Turn, backend: Backend) -> None:
         """Let a held turn and its program in without asking the policy: the hold limit was reached."""
         self.unhold(turn)
         self._send(turn, backend)
+        self.offer()
 
     # Rebalancing
 
+    def begin(self) -> None:
+        """The next event: it may do its share of the work."""
+        self.unfinished.steps_left = self.reservations.victims_left = STEPS_PER_EVENT
+
     def rebalance(self, trigger: Trigger) -> None:
-        """Ask the policy for decisions and carry out the legal ones."""
+        """Ask the policy for decisions and carry out the legal ones; later, where the event has done enough."""
+        unfinished = self.unfinished
+        unfinished.triggers.pop(trigger, None)
+        if unfinished.has_offers or unfinished.steps_left <= 0:
+            unfinished.triggers[trigger] = None
+            return
         decisions: Sequence[object] = ()
         try:
-            decisions = tuple(islice(self.policy.rebalance(self.cluster, trigger), DECISIONS_PER_EVENT))
+            decisions = tuple(islice(self.policy.rebalance(self.cluster, trigger), STEPS_PER_EVENT))
         except Exception as error:  # as above
             self._policy_failed("rebalance", error)
-        self.cluster.changed.clear()
-        self._budget, before = DECISIONS_PER_EVENT, len(self.placement.commands)
+        is_cut_off = len(decisions) == STEPS_PER_EVENT
+        if not is_cut_off:  # else the policy may not have come to all that changed
+            self.cluster.changed.clear()
+        before = len(self.placement.commands)
         for decision in decisions:
             if not isinstance(decision, (Admit, AdmitTurn, Move, Pause, Reconsider, Yield)):
                 self._rejected(repr(decision), "not a decision")
@@ -224,8 +263,8 @@ class Decider:
                 self._rejected(repr(decision), reason)
         told = islice(self.placement.commands, before, None)
         made_progress = any(not isinstance(command, (DecisionRejected, PolicyFailed)) for command in told)
-        if made_progress and (len(decisions) == DECISIONS_PER_EVENT or self._budget == 0):
-            self.unfinished = trigger
+        if made_progress and (is_cut_off or unfinished.steps_left <= 0):
+            unfinished.triggers[trigger] = None
 
     def serve_urgent(self, trigger: Trigger) -> None:
         """Make and use room for turns that reached the hold limit, where something changed, on ticks everywhere."""
@@ -234,15 +273,18 @@ class Decider:
         if program is not None or trigger is Trigger.BACKENDS_CHANGED:
             for waiter in reservations.cancel_stale(program):
                 self.placement.expire(waiter)
-        is_full = trigger in (Trigger.TICK, Trigger.BACKENDS_CHANGED)
-        while True:
+        is_full = self.unfinished.is_room_wanted or trigger in (Trigger.TICK, Trigger.BACKENDS_CHANGED)
+        while self.unfinished.steps_left > 0:
             looked_at = [*cluster.changed, *(reservations.backends() if is_full else ())]
             ready = reservations.ready(looked_at)
             if ready is None:
+                self.unfinished.is_room_wanted = reservations.victims_left <= 0
                 return
+            self.unfinished.steps_left -= 1
             waiter, turn, backend = ready
             reservations.cancel(waiter)
             self.admit_turn(turn, backend)
+        self.unfinished.is_room_wanted = True
 
     def _apply(self, decision: Decision) -> str | None:
         """Carry a decision out; returns why it is not legal, or None."""
@@ -279,8 +321,8 @@ class Decider:
             return "the scheduler makes room for the program"
         if waiter is not None and not waiter.turn.may_run_on(backend):
             return "the backend is not eligible for the program's turn"
-        self.placement.admit(program, backend)
-        self._forward_held(program)
+        self._give_place(program, backend, None if waiter is None else waiter.turn)
+        self.offer()
         return None
 
     def _admit_turn(self, decision: AdmitTurn) -> str | None:
@@ -309,38 +351,26 @@ class Decider:
             return "the program is there already"
         if program.status is Status.YIELDING:
             return "the program is yielding"
-        self.placement.admit(program, backend)
-        self._forward_held(program)
+        self._give_place(program, backend, None)
+        self.offer()
         return None
 
     def _reconsider(self) -> None:
         """Offer each line to ``admit`` again, in its order, up to the first that the policy holds again."""
         for line in self.cluster.queue.open_lines():
             index = 0
-            while index < len(line) and self._budget:
+            while index < len(line) and self.unfinished.steps_left > 0:
                 turn = line[index].turn
                 choice = self._choose(turn)
                 if isinstance(choice, Backend):
-                    self._budget -= 1
+                    self.unfinished.steps_left -= 1
                     self.unhold(turn)
                     self._send(turn, choice)
+                    self.offer()
                 elif choice is HoldReason.POLICY:
                     break
                 else:
                     index += 1
-
-    def offer_unasked(self) -> None:
-        """Ask the policy about turns that were held for want of a backend, now that one is there."""
-        self._budget = DECISIONS_PER_EVENT
-        for line in self.cluster.queue.open_lines():
-            while line and line[0].turn.hold_reason is HoldReason.NO_BACKEND:
-                if not self._budget:
-                    self.unfinished = Trigger.BACKENDS_CHANGED
-                    return
-                self._budget -= 1
-                turn = line[0].turn
-                self.unhold(turn)
-                self.place(turn)
 
     # Telling
 

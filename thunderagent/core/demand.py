@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from attrs import define
+from attrs import define, field
 
 from thunderagent.core.ids import PrefixKey
 
@@ -25,6 +26,8 @@ class Demand:
     """Those prefixes, with their tokens."""
     charged: tuple[Branch, ...]
     """Branches that are charged on some backend already, as guests."""
+    joining: Mapping[Backend, int] = field(factory=dict)
+    """Of a turn that waits alone: what it adds where others of its branch are charged."""
 
     @property
     def tokens(self) -> int:
@@ -34,6 +37,10 @@ class Demand:
     def added_tokens(self, backend: Backend) -> int:
         """What the backend's account would grow by: not what is charged there, nor prefixes that are there. O(1) for
         a program of one conversation."""
+        if self.joining:
+            joining_tokens = self.joining.get(backend)
+            if joining_tokens is not None:
+                return joining_tokens
         tokens = self.bare_tokens
         held = backend.prefixes
         for key, prefix_tokens in self.prefixes:

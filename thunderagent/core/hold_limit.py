@@ -8,6 +8,7 @@ When the tokens are free the turn is forwarded.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from heapq import heapify, heappop
 from itertools import islice
 
 from attrs import define, field
@@ -20,6 +21,7 @@ from thunderagent.core.policy import roomiest
 from thunderagent.core.program import Program, Standing
 from thunderagent.core.queue import Waiter
 from thunderagent.core.turn import Turn
+from thunderagent.core.unfinished import STEPS_PER_EVENT
 
 __all__ = ["Reservations", "roomiest_for"]
 
@@ -60,6 +62,8 @@ class Reservations:
 
     cluster: Cluster
     placement: Placement
+    victims_left: int = STEPS_PER_EVENT
+    """Programs that the event at hand may still have yield; where that is 0 some more may be needed."""
     _by_waiter: dict[Waiter, _Reservation] = field(factory=dict)
     _by_backend: dict[Backend, dict[Waiter, _Reservation]] = field(factory=dict)
 
@@ -72,8 +76,8 @@ class Reservations:
         self.cluster.queue.set_urgent(waiter, True)
 
     def _reserve_on(self, waiter: Waiter, turn: Turn, backend: Backend) -> None:
-        reservation = _Reservation(waiter, backend, 0)
-        reservation.resize(self._needed_tokens(turn, backend))
+        reservation = _Reservation(waiter, backend, self._needed_tokens(turn, backend))
+        backend.reserve(reservation.tokens)  # it has changed even where nothing is needed: the turn may go at once
         self._by_waiter[waiter] = reservation
         self._by_backend.setdefault(backend, {})[waiter] = reservation
 
@@ -154,18 +158,21 @@ class Reservations:
         return backend.accounted_tokens + tokens <= backend.capacity_tokens
 
     def _displace(self, backend: Backend) -> None:
-        """Have as many programs yield as the reserved tokens need, those served for longest first."""
-        while True:
-            free_tokens = backend.free_tokens
-            if free_tokens is None or free_tokens + backend.yielding_tokens >= 0:
-                return
-            victim = self._served_for_longest(backend)
-            if victim is None:
-                return
-            self.placement.yield_place(victim, PauseReason.HOLD_LIMIT)
+        """Have as many programs yield as the reserved tokens need, those served for longest first.
+
+        O(programs placed there), once; a bounded number of them for one event.
+        """
+        if self.victims_left <= 0 or not self._lacks_room(backend):
+            return
+        placed = [*backend.longest_first(Standing.REASONING), *backend.longest_first(Standing.ACTING)]
+        victims = [(-program.service_seconds, program.sequence, program) for program in placed]
+        heapify(victims)
+        while victims and self.victims_left > 0 and self._lacks_room(backend):
+            self.victims_left -= 1
+            self.placement.yield_place(heappop(victims)[2], PauseReason.HOLD_LIMIT)
 
     @staticmethod
-    def _served_for_longest(backend: Backend) -> Program | None:
-        """O(programs placed there); a program is displaced once per time that the hold limit was reached."""
-        candidates = [*backend.longest_first(Standing.REASONING), *backend.longest_first(Standing.ACTING)]
-        return max(candidates, key=lambda program: (program.service_seconds, -program.sequence), default=None)
+    def _lacks_room(backend: Backend) -> bool:
+        """Whether what is reserved will not be free when those that are to leave have left."""
+        free_tokens = backend.free_tokens
+        return free_tokens is not None and free_tokens + backend.yielding_tokens < 0

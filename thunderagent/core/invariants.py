@@ -13,6 +13,7 @@ from thunderagent.core.cluster import Cluster
 from thunderagent.core.ids import PrefixKey
 from thunderagent.core.program import Branch, Program, Standing, Status
 from thunderagent.core.queue import LineKey
+from thunderagent.core.sizes import NO_SIZES
 from thunderagent.core.turn import NO_TURNS, TurnStatus
 
 __all__ = ["InvariantViolated", "check", "violations"]
@@ -44,6 +45,7 @@ def violations(cluster: Cluster) -> list[str]:
     """Every difference between the books and a recount, in words; empty when they agree."""
     found: list[str] = []
     _expect(found, "what stands for no turns", NO_TURNS, {})
+    _expect(found, "what stands for no sizes", NO_SIZES, [])
     _check_turns(cluster, found)
     _check_programs(cluster, found)
     _check_queue(cluster, found)
@@ -96,6 +98,7 @@ def _check_programs(cluster: Cluster, found: list[str]) -> None:
         _expect(found, f"{name}: among the paused", program.id in cluster.paused_by_id, is_paused)
         kept_tokens = sum(branch.kept_tokens for branch in program.branches.values())
         _expect(found, f"{name}: total tokens", program.total_tokens, kept_tokens)
+        _expect(found, f"{name}: need", program.need_tokens, _need_tokens(program))
         _expect(found, f"{name}: its group", program.group is not None, program.place is not None)
         if program.status is Status.RELEASED:
             found.append(f"{name} is still known")
@@ -167,6 +170,9 @@ def _check_backend(cluster: Cluster, backend: Backend, branches: list[Branch], f
             own_tokens[program.id] += recounted_tokens
         else:
             guest_tokens += recounted_tokens
+        there = [turn for turn in charge.branch.forwarded.values() if turn.backend is backend]
+        prompts = sorted(turn.prompt_tokens for turn in there)
+        _expect(found, f"prompts of branch {charge.branch.id!r} on {backend.id}", charge.prompts, prompts)
     for branch in branches:
         held = branch.charges.get(backend)
         charged = 0 if held is None else held.bare_tokens + _prefix_tokens(cluster, held.prefixes)
@@ -234,6 +240,9 @@ def _prefix_tokens(cluster: Cluster, keys: tuple[PrefixKey, ...]) -> int:
 
 
 def _check_prefixes(cluster: Cluster, branches: list[Branch], found: list[str]) -> None:
+    open_turns = Counter(id(turn.branch) for turn in cluster.turn_by_id.values())
+    for branch in branches:
+        _expect(found, f"open turns of branch {branch.id!r}", branch.open_turns, open_turns[id(branch)])
     named = Counter(key for branch in branches for key in branch.prefixes)
     have = {key: known.branches for key, known in cluster.ledger.prefixes.items()}
     _expect(found, "known prefixes", have, dict(named))

@@ -18,6 +18,7 @@ from thunderagent.core.estimate import Ratio
 from thunderagent.core.events import Prefix
 from thunderagent.core.ids import PrefixKey
 from thunderagent.core.program import Branch, Program
+from thunderagent.core.sizes import largest, with_size, without_size
 from thunderagent.core.turn import Turn, TurnStatus, with_turn, without_turn
 
 __all__ = ["Ledger"]
@@ -39,14 +40,18 @@ class Ledger:
     prefixes: dict[PrefixKey, _KnownPrefix] = field(factory=dict)
 
     def name_prefixes(self, branch: Branch, prefixes: tuple[Prefix, ...]) -> None:
-        """Fix which shared beginnings a new branch stands on."""
+        """Fix which shared beginnings a new branch stands on; one that is named twice counts once."""
+        keys: list[PrefixKey] = []
         for prefix in prefixes:
+            if prefix.key in keys:
+                continue
+            keys.append(prefix.key)
             known = self.prefixes.get(prefix.key)
             if known is None:
                 known = self.prefixes[prefix.key] = _KnownPrefix(self.ratio.tokens(prefix.size_bytes))
             known.branches += 1
             branch.prefix_tokens += known.tokens
-        branch.prefixes = tuple(prefix.key for prefix in prefixes)
+        branch.prefixes = tuple(keys)
 
     def forget_branch(self, branch: Branch) -> None:
         """Let go of the prefixes of a branch that has no charge left."""
@@ -66,13 +71,31 @@ class Ledger:
             turn.age_tokens = backend.residency.age_tokens(history.mark_tokens)
         backend.forwarded[turn.id] = turn
         turn.branch.forwarded = with_turn(turn.branch.forwarded, turn)
+        charge = turn.branch.charges.get(backend)
+        if charge is None:
+            charge = turn.branch.charges[backend] = Charge(turn.branch)
+        charge.prompts = with_size(charge.prompts, turn.prompt_tokens)
+        charge.output_tokens += turn.output_tokens
         if program is None:
             self.settle(turn.branch, backend)
             return
+        if not turn.waits_alone:
+            turn.branch.running = with_size(turn.branch.running, turn.need_tokens)
+            turn.branch.settle_need()
         program.forwarded = with_turn(program.forwarded, turn)
         self.settle(turn.branch, backend)
         if program.place is not None:
             program.place.file(program)
+
+    def grow(self, turn: Turn, output_tokens: int) -> None:
+        """A running turn has that much output by now. Its charge is settled by the caller."""
+        branch, backend, before_tokens = turn.branch, turn.backend, turn.need_tokens
+        assert backend is not None
+        branch.charges[backend].output_tokens += output_tokens - turn.output_tokens
+        turn.output_tokens = output_tokens
+        if turn.program is not None and not turn.waits_alone:
+            branch.running = with_size(without_size(branch.running, before_tokens), turn.need_tokens)
+            branch.settle_need()
 
     def stop(self, turn: Turn, status: TurnStatus, now: float) -> Backend:
         """A forwarded turn ended or failed before its first byte; returns where it ran."""
@@ -81,11 +104,17 @@ class Ledger:
         assert turn.forwarded_at is not None
         seconds = now - turn.forwarded_at
         turn.branch.forwarded = without_turn(turn.branch.forwarded, turn)
+        charge = turn.branch.charges[backend]
+        charge.prompts = without_size(charge.prompts, turn.prompt_tokens)
+        charge.output_tokens -= turn.output_tokens
         del backend.forwarded[turn.id]
         turn.status, turn.backend, turn.forwarded_at = status, None, None
         if program is None:
             self.settle(turn.branch, backend)
             return backend
+        if not turn.waits_alone:
+            turn.branch.running = without_size(turn.branch.running, turn.need_tokens)
+            turn.branch.settle_need()
         program.forwarded = without_turn(program.forwarded, turn)
         if not program.forwarded:
             program.acting_since = now
@@ -124,8 +153,8 @@ class Ledger:
     def settle(self, branch: Branch, backend: Backend) -> None:
         """Make the branch's charge on the backend what the rule says now. The program is filed by the caller."""
         program = branch.program
-        wanted_tokens = _wanted_tokens(branch, backend, program is not None and program.place is backend)
         charge = branch.charges.get(backend)
+        wanted_tokens = _wanted_tokens(branch, charge, program is not None and program.place is backend)
         if charge is None:
             if wanted_tokens == 0:
                 return
@@ -180,19 +209,26 @@ class Ledger:
         O(branches of the program).
         """
         program = turn.program
-        is_home = program is not None and program.place is backend
-        if program is None or turn.waits_alone or is_home:
-            wanted_tokens = _wanted_tokens(turn.branch, backend, is_home, turn)
-            return self._demand({turn.branch: wanted_tokens}).added_tokens(backend)
+        if program is not None and program.place is backend:
+            return self._joining_tokens(turn, backend)
         return self.demand(turn).added_tokens(backend)
+
+    def _joining_tokens(self, turn: Turn, backend: Backend) -> int:
+        """Tokens that the turn's branch alone would be charged more on the backend if the turn ran there."""
+        branch, program = turn.branch, turn.program
+        is_home = program is not None and program.place is backend
+        wanted_tokens = _wanted_tokens(branch, branch.charges.get(backend), is_home, turn)
+        return self._demand({branch: wanted_tokens}).added_tokens(backend)
 
     def demand(self, turn: Turn) -> Demand:
         """What the turn takes on a backend that is not its program's place: all that the program needs, or what
         it needs itself where it waits alone. O(branches of the program)."""
         program, branch = turn.program, turn.branch
         if program is None or turn.waits_alone:
-            running_tokens = sum(other.output_tokens for other in branch.forwarded.values())
-            return self._demand({branch: turn.need_tokens + running_tokens})
+            demand = self._demand({branch: turn.need_tokens})
+            if branch.charges:
+                demand.joining = {backend: self._joining_tokens(turn, backend) for backend in branch.charges}
+            return demand
         if len(program.branches) == 1:
             bare_tokens, keys = self.split(branch, max(branch.need_tokens, turn.need_tokens))
             sizes = tuple((key, self.prefixes[key].tokens) for key in keys)
@@ -242,13 +278,15 @@ class Ledger:
         return bare_tokens, tuple(prefixes)
 
 
-def _wanted_tokens(branch: Branch, backend: Backend, home: bool, joining: Turn | None = None) -> int:
-    """The rule at the top of this file; ``joining`` counts as if it ran there."""
-    prompt_tokens = 0 if joining is None else joining.prompt_tokens
-    output_tokens = 0 if joining is None else joining.output_tokens
-    for turn in branch.forwarded.values():
-        if turn.backend is backend:
-            prompt_tokens = max(prompt_tokens, turn.prompt_tokens)
-            output_tokens += turn.output_tokens
+def _wanted_tokens(branch: Branch, charge: Charge | None, home: bool, joining: Turn | None = None) -> int:
+    """The rule at the top of this file, for a branch's charge on a backend; ``joining`` counts as if it ran there."""
+    prompt_tokens = output_tokens = 0
+    if charge is not None:
+        prompt_tokens, output_tokens = largest(charge.prompts), charge.output_tokens
+    if joining is not None:
+        prompt_tokens, output_tokens = (
+            max(prompt_tokens, joining.prompt_tokens),
+            output_tokens + joining.output_tokens,
+        )
     running_tokens = prompt_tokens + output_tokens
     return max(running_tokens, branch.kept_tokens) if home else running_tokens

@@ -5,6 +5,8 @@ Nothing here decides. A verb changes the cluster, and appends the commands and n
 
 from __future__ import annotations
 
+from itertools import islice
+
 from attrs import define, field
 from sortedcontainers import SortedList
 
@@ -32,6 +34,9 @@ from thunderagent.core.turn import Turn, TurnStatus, with_turn, without_turn
 
 __all__ = ["Placement"]
 
+_LOOK_AT = 16
+"""Conversations of a program that are looked at when a turn of it arrives, whether they are to be forgotten."""
+
 
 @define(eq=False, repr=False)
 class Placement:
@@ -57,12 +62,11 @@ class Placement:
         cluster, program = self.cluster, turn.program
         if turn.waiting_since is None:
             turn.waiting_since = cluster.now
-        if turn.waits_alone or program is None:
-            since = turn.waiting_since
-        else:
-            if program.waiting_since is None:
-                program.waiting_since = cluster.now
-            since = program.waiting_since
+        since = turn.waiting_since
+        if program is not None and not turn.waits_alone:
+            if program.waiting_since is not None:
+                since = min(since, program.waiting_since)
+            program.waiting_since = turn.asking_since = since
         is_first, turn.hold_reason = turn.hold_reason is None, reason
         if program is not None:
             program.held = with_turn(program.held, turn)
@@ -78,6 +82,13 @@ class Placement:
             self._schedule(turn)
         if is_first:
             self.commands.append(TurnHeld(turn.id, turn.program_id, reason, turn.deadline_at))
+
+    @staticmethod
+    def resume_wait(turn: Turn) -> None:
+        """A forward of the turn failed: its program asks again, and has asked all along."""
+        program, since = turn.program, turn.asking_since
+        if program is not None and since is not None and not turn.waits_alone:
+            program.waiting_since = since if program.waiting_since is None else min(since, program.waiting_since)
 
     def retry_later(self, turn: Turn) -> None:
         """Have a held turn offered again after a while to the backends that it has tried."""
@@ -95,6 +106,7 @@ class Placement:
         program = turn.program
         if program is not None:
             program.held = without_turn(program.held, turn)
+            program.asked_until = self.cluster.now
             if not turn.waits_alone:
                 turn.branch.unhold(turn)
         self.cluster.queue.remove(turn)
@@ -103,7 +115,7 @@ class Placement:
 
     def forward(self, turn: Turn, backend: Backend) -> None:
         """Send the turn, which is not in the queue, to the backend."""
-        turn.waiting_since = turn.hold_reason = None
+        turn.hold_reason = None
         self.cluster.ledger.start(turn, backend, self.cluster.now)
         program = turn.program
         if program is not None:
@@ -123,12 +135,24 @@ class Placement:
         """Forget a turn that neither waits nor runs."""
         turn.status = TurnStatus.FINISHED
         del self.cluster.turn_by_id[turn.id]
-        program = turn.program
+        program, branch = turn.program, turn.branch
+        branch.open_turns -= 1
         if program is None or program.status is Status.RELEASED:
-            if not turn.branch.forwarded:
-                self.cluster.ledger.forget_branch(turn.branch)
+            if branch.open_turns == 0:
+                self._let_go(branch)
             return
+        if branch.open_turns == 0:
+            branch.used_at = self.cluster.now
+            if len(program.branches) > 1:
+                program.branches[branch.id] = program.branches.pop(branch.id)
         self.note_activity(program)
+
+    def _let_go(self, branch: Branch) -> None:
+        """Forget the conversation of a one-off turn or of a released program. The two refer to each other, and what
+        is left in a cycle stays in memory until a pass of the collector that looks at everything (``garbage.py``)."""
+        self.cluster.ledger.forget_branch(branch)
+        if branch.program is not None:
+            del branch.program.branches[branch.id]
 
     # Programs
 
@@ -144,6 +168,7 @@ class Placement:
             cluster.ledger.unplace(program)
             if program.status is Status.YIELDING:
                 program.become(Status.ADMITTED)
+            self.keep_served(program, backend)
             cluster.ledger.place(program, backend)
             cluster.queue.refresh(program)
             program.last_place = (backend, backend.cache_life)
@@ -152,6 +177,7 @@ class Placement:
         resumed, origin = program.status is Status.PAUSED, program.origin
         self._forget_pause(program)
         program.become(Status.ADMITTED)
+        self.keep_served(program, backend)
         cluster.ledger.place(program, backend)
         cluster.queue.refresh(program)
         since = program.waiting_since
@@ -172,12 +198,13 @@ class Placement:
         self._count_paused(program, 1)
         if program.id in self.cluster.idle:
             self._note_paused_idle(program)
-        if program.held and program.waiting_since is None:
-            program.waiting_since = self.cluster.now
+        waiter = self.cluster.queue.of_program(program)
+        if waiter is not None and program.waiting_since is None:
+            program.waiting_since = waiter.since
         for turn in program.held.values():
             if turn.hold_reason is HoldReason.YIELDING:
                 turn.hold_reason = HoldReason.POLICY
-        self.cluster.queue.refresh(program)
+        self.cluster.queue.regroup(program)
         self.commands.append(ProgramPaused(program.id, backend.id, reason))
 
     def yield_place(self, program: Program, reason: PauseReason) -> None:
@@ -193,7 +220,7 @@ class Placement:
             for turn in program.held.values():
                 if turn.hold_reason is HoldReason.POLICY and not turn.waits_alone:
                     turn.hold_reason = HoldReason.YIELDING
-            self.cluster.queue.refresh(program)
+            self.cluster.queue.regroup(program)
             self.commands.append(ProgramYielding(program.id, backend.id))
 
     @staticmethod
@@ -210,10 +237,10 @@ class Placement:
         program.become(Status.RELEASED)
         cluster.idle.pop(program.id, None)
         del cluster.program_by_id[program.id]
-        for branch in program.branches.values():
+        for branch in list(program.branches.values()):
             branch.kept_tokens = 0
-            if not branch.forwarded:
-                cluster.ledger.forget_branch(branch)
+            if branch.open_turns == 0:
+                self._let_go(branch)
 
     def branch_of(self, program: Program | None, branch_id: BranchId, prefixes: tuple[Prefix, ...]) -> Branch:
         """The conversation that an arriving turn continues or begins; ``prefixes`` count where it begins one."""
@@ -232,16 +259,20 @@ class Placement:
 
     def _forget_old_branches(self, program: Program, arriving: BranchId) -> None:
         """A conversation that ended inside a program (a sub-agent's, one from before a compaction) must not
-        count for ever; its end is not announced, so age and number bound it."""
-        others = [entry for entry in program.branches.values() if entry.id != arriving]
-        settings, busy = self.settings, {turn.branch.id for turn in program.held.values()}
-        idle = [entry for entry in others if not entry.forwarded and entry.id not in busy]
-        idle.sort(key=lambda branch: branch.used_at)
-        excess = len(others) + 1 - settings.max_branches
-        for index, branch in enumerate(idle):
+        count for ever; its end is not announced, so age and number bound it.
+
+        O(1) for each that is forgotten: a busy one that stands before the idle ones goes to the end, where it is put
+        anyway when it becomes idle, and no more than ``_LOOK_AT`` are looked at for one arrival.
+        """
+        branches, settings = program.branches, self.settings
+        for branch in list(islice(branches.values(), _LOOK_AT)):
+            if branch.open_turns or branch.id == arriving:
+                branches[branch.id] = branches.pop(branch.id)
+                continue
             is_old = 0 < settings.branch_ttl_seconds <= self.cluster.now - branch.used_at
-            if is_old or index < excess:
-                self.forget_branch(program, branch)
+            if not is_old and len(branches) + (arriving not in branches) <= settings.max_branches:
+                return
+            self.forget_branch(program, branch)
 
     def forget_branch(self, program: Program, branch: Branch) -> None:
         """Forget a conversation that has neither running nor held turns."""
@@ -263,13 +294,10 @@ class Placement:
             if program.status is Status.PAUSED:
                 self._note_paused_idle(program)
 
-    def leave_idle(self, program: Program) -> bool:
-        """Strike a program off the list of the idle; whether it was on it."""
-        if self.cluster.idle.pop(program.id, None) is None:
-            return False
-        if program.status is Status.PAUSED:
+    def leave_idle(self, program: Program) -> None:
+        """Strike a program off the list of the idle, if it is on it."""
+        if self.cluster.idle.pop(program.id, None) is not None and program.status is Status.PAUSED:
             self._forget_paused_idle(program)
-        return True
 
     def _note_paused_idle(self, program: Program) -> None:
         program.size_entry = (program.total_tokens, program.sequence, program)
@@ -299,12 +327,20 @@ class Placement:
         """Write down what the last finished turn of a conversation left; its charges are settled by the caller."""
         program, change_tokens = branch.program, tokens - branch.kept_tokens
         branch.kept_tokens = tokens
+        branch.settle_need()
         assert program is not None
         if program.status is Status.PAUSED:
             self._count_paused(program, -1)
         program.total_tokens += change_tokens
         if program.status is Status.PAUSED:
             self._count_paused(program, 1)
+
+    def keep_served(self, program: Program, backend: Backend) -> None:
+        """Nothing is kept at the program's place of conversations whose model is not served there; their charges are
+        settled by the caller."""
+        for branch in program.branches.values():
+            if branch.kept_tokens and not backend.serves(branch.model):
+                self.keep(branch, 0)
 
     # Deadlines
 

@@ -48,6 +48,12 @@ class ProgramView(Protocol):
     @property
     def status(self) -> Status: ...
     @property
+    def model(self) -> str | None:
+        """Model of its own conversation: the one that it began with, then the one that its last new place was given
+        for; sub-agents' may be others. None before its first turn, and where its requests name none. Which backends
+        may take the program while none of its turns waits: those with ``serves(model)``."""
+
+    @property
     def place(self) -> BackendView | None:
         """Where it is admitted."""
 
@@ -206,6 +212,9 @@ class BackendView(Protocol):
     def requests_running(self) -> int | None: ...
     @property
     def requests_waiting(self) -> int | None: ...
+    def serves(self, model: str | None) -> bool:
+        """Whether it can be asked for the model; where its models are unknown, or none is named, it can. O(1)."""
+
     def count(self, standing: Standing) -> int: ...
     def smallest_first(self, standing: Standing) -> Iterator[ProgramView]:
         """Placed programs of that standing by own tokens, ascending."""
@@ -238,6 +247,12 @@ class TurnView(Protocol):
     @property
     def place(self) -> BackendView | None:
         """Where its program is admitted, if it can run there."""
+
+    @property
+    def origin(self) -> BackendId | None:
+        """Where what its conversation left may still lie: its program's ``origin``, or for a turn beside its
+        program's place the backend of that conversation's last turn. None where there is none, its cache was lost
+        since, or the turn cannot run there; and for a one-off turn."""
 
     @property
     def waits_alone(self) -> bool:
@@ -304,7 +319,8 @@ class ClusterView(Protocol):
         """How long the tools of all programs took."""
 
     def waiting(self) -> Iterator[WaiterView]:
-        """All who wait, whatever for, in the order in which they began to."""
+        """All who wait, whatever for, in the order in which they came to the queue: one that was sent again or
+        offered anew stands behind, with its age in ``since``."""
 
     def waiting_lines(self) -> Sequence[Sequence[WaiterView]]:
         """Those who wait for the policy's word, in the order of ``Policy.rank``.
@@ -411,10 +427,11 @@ class Policy(ABC):
         return (Reconsider(),) if is_of_use else ()
 
     def rank(self, waiter: WaiterView) -> float:
-        """Where a waiter stands in its line: lowest first, then by arrival. Default: who asks for longest is first.
+        """Where a waiter stands in its line: lowest first, then by ``since``, then by arrival. Default: who asks for
+        longest is first.
 
-        Read when it joins the line and when its ``need_tokens`` change, so it must not depend on the time
-        otherwise: for an order that shifts with the time waited, rank by the difference to ``waiter.since``.
+        Read when it joins the line and when its ``since`` or ``need_tokens`` change, so it must not depend on the
+        time otherwise: for an order that shifts with the time waited, rank by the difference to ``waiter.since``.
         """
         return waiter.since
 

@@ -19,6 +19,7 @@ from thunderagent.core.commands import PauseReason
 from thunderagent.core.estimate import History
 from thunderagent.core.events import CachedPrefix
 from thunderagent.core.ids import BackendId, BranchId, PrefixKey, ProgramId, TurnId
+from thunderagent.core.sizes import NO_SIZES, largest, with_size, without_size
 from thunderagent.core.tool_times import ToolTimes
 from thunderagent.core.turn import NO_TURNS, Turn
 
@@ -81,6 +82,8 @@ class Branch:
     program: Program | None
     history: History = field(factory=History)
     kept_tokens: int = 0
+    model: str | None = None
+    """Of the turn that left them."""
     prefixes: tuple[PrefixKey, ...] = ()
     prefix_tokens: int = 0
     """Tokens of all of ``prefixes``."""
@@ -90,37 +93,32 @@ class Branch:
     used_at: float = 0.0
     ended_at: float | None = None
     """When its last turn ended, until the next one arrives: the time of its tools."""
-    held_tokens: int = 0
-    """The most that one of its held turns needs."""
-    held_at_most: int = 0
-    """How many of its held turns need that much."""
-
-    @property
-    def need_tokens(self) -> int:
-        """Needed resident for its program to go on: its history, or what a turn of it needs where that is more."""
-        tokens = max(self.kept_tokens, self.held_tokens)
-        for turn in self.forwarded.values():
-            if not turn.waits_alone and turn.need_tokens > tokens:
-                tokens = turn.need_tokens
-        return tokens
+    held: list[int] = NO_SIZES
+    """What each of its held turns needs that go with its program."""
+    running: list[int] = NO_SIZES
+    """The same of its running turns."""
+    need_tokens: int = 0
+    """Needed resident for its program to go on: its history, or what a turn of it needs where that is more."""
+    open_turns: int = 0
+    """Its turns that wait or run, whether they go with its program or not."""
 
     def hold(self, turn: Turn) -> None:
         """Count a held turn that goes with its program."""
-        if turn.need_tokens > self.held_tokens:
-            self.held_tokens, self.held_at_most = turn.need_tokens, 1
-        elif turn.need_tokens == self.held_tokens:
-            self.held_at_most += 1
+        self.held = with_size(self.held, turn.need_tokens)
+        self.settle_need()
 
     def unhold(self, turn: Turn) -> None:
-        """No longer count a turn, which the program's ``held`` does not list any more. O(1), but for the largest."""
-        if turn.need_tokens < self.held_tokens:
-            return
-        self.held_at_most -= 1
-        if self.held_at_most == 0:
-            self.held_tokens = 0
-            for other in () if self.program is None else self.program.held.values():
-                if other.branch is self and not other.waits_alone:
-                    self.hold(other)
+        """No longer count it."""
+        self.held = without_size(self.held, turn.need_tokens)
+        self.settle_need()
+
+    def settle_need(self) -> None:
+        """Bring its need up to date, and its program's, after one of its sizes changed."""
+        need_tokens = max(self.kept_tokens, largest(self.held), largest(self.running))
+        if need_tokens != self.need_tokens:
+            if self.program is not None:
+                self.program.need_tokens += need_tokens - self.need_tokens
+            self.need_tokens = need_tokens
 
     def __repr__(self) -> str:
         return f"<Branch {self.id!r} of {None if self.program is None else self.program.id!r}>"
@@ -133,10 +131,13 @@ class Program:
     id: ProgramId
     sequence: int
     status: Status = Status.NEW
+    model: str | None = None
+    """Of its own conversation: the one that it began with, then the one that its last new place was given for."""
     place: Backend | None = None
     last_place: tuple[Backend, int] | None = None
     """Its last place, and which life of that backend's cache it was."""
     branches: dict[BranchId, Branch] = field(factory=dict)
+    """Those without turns in the order in which their last one ended, others among them."""
     forwarded: dict[TurnId, Turn] = NO_TURNS
     held: dict[TurnId, Turn] = NO_TURNS
     own_tokens: int = 0
@@ -147,6 +148,8 @@ class Program:
     """Its entry in the order of that group, or of the idle paused programs: tokens, sequence, itself."""
     waiting_since: float | None = None
     """Since when it asks for a place; kept when the client gives up and sends the turn again."""
+    asked_until: float = 0.0
+    """When it last ceased to hold turns; meaningful while it holds none."""
     idle_since: float = 0.0
     acting_since: float = 0.0
     """When its last running turn ended, or when it came; meaningful while none runs."""
@@ -161,6 +164,8 @@ class Program:
     context_bytes: int = 0
     total_tokens: int = 0
     """Prompt and completion tokens of the last finished turn of each of its conversations."""
+    need_tokens: int = 0
+    """Tokens that it needs resident to go on: each branch's history, or its turns' prompts where longer."""
     tool_times: ToolTimes | None = None
     """How long its tools took; None before it has used one."""
     cached: dict[Backend, CachedPrefix] | None = None
@@ -175,6 +180,13 @@ class Program:
         if (self.status, status) not in TRANSITIONS:
             raise IllegalTransition(self.id, self.status, status)
         self.status = status
+
+    def keeps(self, model: str | None) -> bool:
+        """Whether what turns of a model leave is kept at its place, or is to be at its next one: not what a sub-agent
+        of another model leaves that the place does not serve."""
+        if self.place is not None:
+            return self.place.serves(model)
+        return model == self.model or model is None or self.model is None
 
     @property
     def standing(self) -> Standing:
@@ -209,11 +221,6 @@ class Program:
     def kept_tokens(self) -> int:
         """What its finished turns left, over all branches."""
         return sum(branch.kept_tokens for branch in self.branches.values())
-
-    @property
-    def need_tokens(self) -> int:
-        """Tokens that it needs resident to go on: each branch's history, or its turns' prompts where longer."""
-        return sum(branch.need_tokens for branch in self.branches.values())
 
     @property
     def prefixes(self) -> frozenset[PrefixKey]:

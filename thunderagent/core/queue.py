@@ -31,7 +31,7 @@ class LineKey(NamedTuple):
 
 @define(eq=False, repr=False)
 class Waiter:
-    """A program with held turns, or one held turn alone. ``turns`` in order of arrival, never empty."""
+    """A program with held turns, or one held turn alone."""
 
     program: Program | None
     since: float
@@ -40,14 +40,17 @@ class Waiter:
     """The turn that has waited longest for the policy's word, of those that a backend is there for if there are such;
     where none asks, the one that has waited longest for anything."""
     turns: dict[TurnId, Turn] = field(factory=dict)
+    """In the order in which they were held, never empty."""
+    asking: dict[str | None, dict[TurnId, Turn]] = field(factory=dict)
+    """By model, those that wait for the policy's word, or will once a backend is there; in the same order."""
     need_tokens: int = 0
     """What it needs resident to go on, shared prefixes in full."""
     is_urgent: bool = False
     """It reached the hold limit: the scheduler makes room for it, policies leave it alone."""
     line: LineKey | None = None
     """The line that it stands in while it waits for the policy's word; None while it waits for something else."""
-    order: tuple[float, int] = (0.0, 0)
-    """Its key in that line: the policy's rank, then its own sequence."""
+    order: tuple[float, float, int] = (0.0, 0.0, 0)
+    """Its key in that line: the policy's rank, then since when it waits, then its own sequence."""
 
     def __repr__(self) -> str:
         return f"<Waiter {None if self.program is None else self.program.id!r} turns {list(self.turns)}>"
@@ -62,7 +65,7 @@ class Queue:
     """Held turns by whom they wait for, and the lines of those who wait for the policy's word."""
 
     waiters: dict[ProgramId | TurnId, Waiter] = field(factory=dict)
-    """In the order in which they began to wait."""
+    """In the order in which they came; one that left and came again has its age in ``since``."""
     lines: dict[LineKey, SortedKeyList] = field(factory=dict)
     beside: dict[TurnId, Turn] = field(factory=dict)
     """Turns of programs that wait alone, since their program's place cannot serve them."""
@@ -89,16 +92,20 @@ class Queue:
         return LineKey(turn.model, turn.waits_alone, turn.place is not None)
 
     def add(self, turn: Turn, since: float) -> Waiter:
-        """Hold a turn; ``since`` counts where it is the first of its waiter. O(log waiters)."""
+        """Hold a turn; ``since`` is the age of its waiter. O(log waiters)."""
         key = _key(turn)
         waiter = self.waiters.get(key)
         if waiter is None:
             self._sequence += 1
             waiter = Waiter(None if turn.waits_alone else turn.program, since, self._sequence, turn)
             self.waiters[key] = waiter
-        elif waiter.turn.model != turn.model:
-            self.mixed[key] = waiter
-        waiter.turns[turn.id] = turn
+        else:
+            if waiter.turn.model != turn.model:
+                self.mixed[key] = waiter
+            if since < waiter.since:
+                self._leave_line(waiter)
+                waiter.since = since
+        self._append(waiter, turn)
         self.turn_count += 1
         if turn.waits_alone and turn.program is not None:
             self.beside[turn.id] = turn
@@ -109,7 +116,7 @@ class Queue:
         """Take a turn out; its waiter goes with the last of its turns. Returns the waiter. O(log waiters)."""
         key = _key(turn)
         waiter = self.waiters[key]
-        del waiter.turns[turn.id]
+        self._take_out(waiter, turn)
         self.turn_count -= 1
         self.beside.pop(turn.id, None)
         if waiter.turns:
@@ -125,6 +132,36 @@ class Queue:
         waiter = self.waiters.get(program.id)
         if waiter is not None:
             self._enlist(waiter)
+
+    def renew(self, turn: Turn) -> None:
+        """A held turn may wait for something else now: it goes behind the others of its waiter."""
+        waiter = self.waiters[_key(turn)]
+        self._take_out(waiter, turn)
+        self._append(waiter, turn)
+        self._enlist(waiter)
+
+    def regroup(self, program: Program) -> None:
+        """What the program's held turns wait for has changed. O(those)."""
+        waiter = self.waiters.get(program.id)
+        if waiter is None:
+            return
+        waiter.asking.clear()
+        for turn in waiter.turns.values():
+            _note_asking(waiter, turn)
+        self._enlist(waiter)
+
+    def _append(self, waiter: Waiter, turn: Turn) -> None:
+        self._sequence += 1
+        turn.held_sequence = self._sequence
+        waiter.turns[turn.id] = turn
+        _note_asking(waiter, turn)
+
+    @staticmethod
+    def _take_out(waiter: Waiter, turn: Turn) -> None:
+        del waiter.turns[turn.id]
+        of_model = waiter.asking.get(turn.model)
+        if of_model is not None and of_model.pop(turn.id, None) is not None and not of_model:
+            del waiter.asking[turn.model]
 
     def backends_changed(self) -> None:
         """Bring the lines up to date after models found or lost their last backend."""
@@ -145,6 +182,7 @@ class Queue:
         return lines if len(lines) < 2 else sorted(lines, key=lambda line: (line[0].since, line[0].sequence))
 
     def in_order(self) -> Iterator[Waiter]:
+        """In the order in which they came."""
         return iter(self.waiters.values())
 
     def _enlist(self, waiter: Waiter) -> None:
@@ -157,7 +195,7 @@ class Queue:
         self._leave_line(waiter)
         waiter.need_tokens = need_tokens
         if key is not None:
-            waiter.line, waiter.order = key, (self.rank(waiter), waiter.sequence)
+            waiter.line, waiter.order = key, (self.rank(waiter), waiter.since, waiter.sequence)
             line = self.lines.get(key)
             if line is None:
                 line = self.lines[key] = SortedKeyList(key=attrgetter("order"))
@@ -173,14 +211,19 @@ class Queue:
         waiter.line = None
 
 
+def _note_asking(waiter: Waiter, turn: Turn) -> None:
+    if turn.asks:
+        waiter.asking.setdefault(turn.model, {})[turn.id] = turn
+
+
 def _first(waiter: Waiter) -> Turn:
-    first: Turn | None = None
-    for turn in waiter.turns.values():
-        if turn.asks:
-            if turn.serving.backends:
-                return turn
-            first = first or turn
-    return first or next(iter(waiter.turns.values()))
+    """O(models of its turns)."""
+    if not waiter.asking:
+        return next(iter(waiter.turns.values()))
+    firsts = [next(iter(of_model.values())) for of_model in waiter.asking.values()]
+    if len(firsts) == 1:
+        return firsts[0]
+    return min([turn for turn in firsts if turn.serving.backends] or firsts, key=attrgetter("held_sequence"))
 
 
 def _key(turn: Turn) -> ProgramId | TurnId:

@@ -42,8 +42,8 @@ __all__ = ["DUE_PER_TICK", "IllegalEvent", "Scheduler"]
 DUE_PER_TICK = 64
 """So many turns at their hold limit, and so many idle programs, are seen to in one tick."""
 
-_RAN = (Outcome.COMPLETED, Outcome.CLIENT_GONE, Outcome.SHUTDOWN)
-"""Outcomes of turns that the engine has worked on, usage or none."""
+_CUT_OFF = (Outcome.CLIENT_GONE, Outcome.SHUTDOWN)
+"""Outcomes of turns that the engine has worked on if there is any output: it may not have begun."""
 
 
 class IllegalEvent(Exception):
@@ -107,6 +107,7 @@ class Scheduler:
         if reason is not None:
             raise IllegalEvent(event, reason, self.journal.lines())
         self.cluster.now, self.cluster.changed_program = now, None
+        self._decider.begin()
         if self._next_tick_at is None and self.policy.tick_seconds is not None:
             self._next_tick_at = now + self.policy.tick_seconds
         if self._decider.observes:
@@ -127,7 +128,7 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """The clock reading at which ``Tick`` is to be sent; None: nothing is due, ever. O(1)."""
-        if self._decider.unfinished is not None:
+        if self._decider.unfinished:
             return self.cluster.now
         earliest_at = self._placement.next_deadline()
         for at in (self._next_tick_at, self._next_expiry()):
@@ -144,8 +145,8 @@ class Scheduler:
         if is_new:
             program = self._new_program(event)
         if program is not None:
-            was_idle = self._placement.leave_idle(program)
-            if was_idle and cluster.now - program.idle_since > self.settings.resend_seconds:
+            self._placement.leave_idle(program)
+            if not program.held and cluster.now - program.asked_until > self.settings.resend_seconds:
                 program.waiting_since = None  # a new wait, not the same turn sent again
         cluster.changed_program = program
         branch = self._placement.branch_of(program, event.branch, event.prefixes)
@@ -159,8 +160,10 @@ class Scheduler:
             prompt_tokens=branch.history.prompt_tokens_of(event.body_bytes, cluster.ledger.ratio),
             arrived_at=cluster.now,
             serving=cluster.serving(event.model),
+            asking_since=None if program is None else program.waiting_since,
         )
         cluster.turn_by_id[turn.id] = turn
+        branch.open_turns += 1
         if program is not None:
             program.context_bytes = event.body_bytes
         if is_new and len(cluster.program_by_id) > self.settings.max_programs:
@@ -177,17 +180,18 @@ class Scheduler:
     def _new_program(self, event: events.TurnArrived) -> Program:
         assert event.program is not None
         self._program_sequence += 1
-        program = Program(event.program, self._program_sequence, acting_since=self.cluster.now)
+        program = Program(event.program, self._program_sequence, model=event.model, acting_since=self.cluster.now)
         self.cluster.program_by_id[program.id] = program
         return program
 
     def _turn_progressed(self, event: events.TurnProgressed) -> Trigger | None:
         turn = self.cluster.turn_by_id[event.turn]
+        turn.waiting_since = turn.asking_since = None
         if event.output_tokens <= turn.output_tokens:
             return None
-        turn.output_tokens = event.output_tokens
         program, backend = turn.program, turn.backend
         assert backend is not None
+        self.cluster.ledger.grow(turn, event.output_tokens)
         self.cluster.ledger.settle(turn.branch, backend)
         if program is not None:
             if program.place is backend:
@@ -198,7 +202,8 @@ class Scheduler:
 
     def _turn_finished(self, event: events.TurnFinished) -> Trigger:
         turn = self.cluster.turn_by_id[event.turn]
-        turn.output_tokens = max(turn.output_tokens, event.output_tokens)
+        if event.output_tokens > turn.output_tokens:
+            self.cluster.ledger.grow(turn, event.output_tokens)
         self._settle_finished(turn, event.outcome, event.usage)
         return Trigger.TURN_FINISHED
 
@@ -209,7 +214,8 @@ class Scheduler:
         self.cluster.changed_program = program
         if usage is not None and not is_credible(usage, backend.capacity_tokens):
             usage = None
-        did_run = usage is not None or outcome in _RAN
+        is_begun = outcome is Outcome.COMPLETED or (outcome in _CUT_OFF and turn.output_tokens > 0)
+        did_run = usage is not None or is_begun
         lost = learn_cache(turn, backend, usage) if did_run else None
         if lost is not None:
             self._placement.commands.append(lost)
@@ -217,8 +223,8 @@ class Scheduler:
             ledger.ratio.learn(turn.body_bytes, usage.prompt_tokens)
             branch.history.learn(turn.body_bytes, usage)
         if program is not None and program.status is not Status.RELEASED:
-            # A sub-agent's model may be one that the program's place does not serve: nothing of it is kept there.
-            if program.place is None or program.place.serves(turn.model):
+            if program.keeps(turn.model):
+                branch.model = turn.model
                 self._placement.keep(branch, _left_tokens(turn, outcome, usage))
             program.turns_finished += 1
             branch.used_at = branch.ended_at = self.cluster.now
@@ -244,6 +250,7 @@ class Scheduler:
         backend = self.cluster.ledger.stop(turn, TurnStatus.HELD, self.cluster.now)
         turn.tried |= {backend.id}
         turn.failed_sends += event.sent
+        self._placement.resume_wait(turn)
         self._at_boundary(turn.program)
         if turn.program is not None and turn.program.status is Status.RELEASED:
             message = f"program {turn.program.id!r} was released"
@@ -300,7 +307,22 @@ class Scheduler:
             backend.observed_running_tokens = backend.running_tokens
         if before == (backend.models, backend.capacity_tokens):
             return None
+        if before[0] != backend.models:
+            self._unbind_unserved(backend)
         return self._backend_changed(backend)
+
+    def _unbind_unserved(self, backend: Backend) -> None:
+        """Unbind the programs whose own conversation the backend serves no more. Those stay of which only a sub-agent
+        used such a model, without what it left."""
+        for group in backend.groups:
+            for program in list(group.by_time.values()):
+                if not backend.serves(program.model):
+                    self._placement.pause(program, PauseReason.BACKEND_LOST)
+                    continue
+                self._placement.keep_served(program, backend)
+                for branch in program.branches.values():
+                    self.cluster.ledger.settle(branch, backend)
+                backend.file(program)
 
     def _backend_failed(self, event: events.BackendFailed) -> Trigger | None:
         backend = self.cluster.backend_by_id[event.backend]
@@ -352,21 +374,18 @@ class Scheduler:
         turns = list(self.cluster.queue.beside.values())
         for group in backend.groups:
             turns += [turn for program in group.by_time.values() for turn in program.held.values()]
-        for turn in turns:
-            waiter = self.cluster.queue.of(turn)
-            if turn.status is TurnStatus.HELD and waiter is not None and not waiter.is_urgent:
-                self._decider.unhold(turn)
-                self._decider.place(turn)
-        self._decider.offer_unasked()
+        self._decider.backends_changed(turns)
         return Trigger.BACKENDS_CHANGED
 
     # Time
 
     def _tick(self, event: events.Tick) -> Trigger | None:
         """What is due, a bounded part of it: the rest is due at once, but after other events."""
-        trigger, self._decider.unfinished = self._decider.unfinished, None
-        if trigger is Trigger.BACKENDS_CHANGED:
-            self._decider.offer_unasked()
+        unfinished, trigger = self._decider.unfinished, None
+        is_overdue = bool(unfinished)
+        self._decider.offer()
+        if unfinished.has_offers:
+            return None
         for _ in range(DUE_PER_TICK):
             turn = self._placement.next_due()
             if turn is None:
@@ -388,6 +407,8 @@ class Scheduler:
         if self._next_tick_at is not None and self._next_tick_at <= self.cluster.now:
             self._next_tick_at = self.cluster.now + cast(float, self.policy.tick_seconds)
             trigger = Trigger.TICK
+        if trigger is None and is_overdue:
+            trigger = unfinished.take_trigger() or Trigger.TOKENS_CHANGED
         return trigger
 
     def _retry(self, turn: Turn) -> None:
@@ -395,7 +416,9 @@ class Scheduler:
         turn.tried = frozenset()
         waiter = self.cluster.queue.of(turn)
         assert waiter is not None
-        if not waiter.is_urgent:
+        if waiter.is_urgent:
+            self.cluster.queue.renew(turn)
+        else:
             self._decider.unhold(turn)
             self._decider.place(turn)
 

@@ -62,8 +62,13 @@ class Turn:
     """A one-off turn, or one whose program is placed on a backend that cannot serve it."""
     hold_reason: HoldReason | None = None
     waiting_since: float | None = None
+    """Since when it waits, over all tries to send it; None where it did not have to, and once its answer begins."""
+    asking_since: float | None = None
+    """The same for its program, whose age is this when a forward of the turn fails."""
     deadline_at: float | None = None
     retry_at: float | None = None
+    held_sequence: int = 0
+    """Order in which turns came to the queue, while it is held."""
     due: tuple[float, TurnId] | None = None
     """Its entry among the deadlines: the earlier of ``deadline_at`` and ``retry_at``."""
     tried: frozenset[BackendId] = frozenset()
@@ -79,6 +84,21 @@ class Turn:
     def place(self) -> Backend | None:
         """Where its program is admitted; None for a program without a place and for a turn that waits alone."""
         return None if self.program is None or self.waits_alone else self.program.place
+
+    @property
+    def origin(self) -> BackendId | None:
+        """Where what its conversation left may still lie, if it can run there: the last place of its program, or for
+        a turn beside its program's place the backend of the conversation's last turn."""
+        if self.program is None:
+            return None
+        if self.waits_alone:
+            history = self.branch.history
+            backend, cache_life = history.backend, history.cache_life
+        else:
+            backend, cache_life = self.program.last_place or (None, 0)
+        if backend is None or backend.cache_life != cache_life or not self.may_run_on(backend):
+            return None
+        return backend.id
 
     @property
     def eligible_backends(self) -> Sequence[Backend]:

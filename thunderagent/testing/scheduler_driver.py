@@ -293,8 +293,7 @@ class SchedulerDriver:
         turn = self.cluster.turn_by_id.get(event.turn)
         if turn is None or turn.backend is None or turn.program is None:
             return None
-        place = turn.program.place
-        is_kept = place is None or place.serves(turn.model)
+        is_kept = turn.program.keeps(turn.model)
         return (turn, event.usage) if is_kept and is_credible(event.usage, turn.backend.capacity_tokens) else None
 
     def _check_left(self, turn: Turn, usage: Usage) -> None:

@@ -1,0 +1,32 @@
+"""Who of those that wait for ``pause-resume`` is let in first."""
+
+from __future__ import annotations
+
+import math
+
+from policies.pause_resume_settings import Settings
+from thunderagent.policy import ProgramView
+
+__all__ = ["NEW", "published_rank", "rank"]
+
+NEW = 2.0**40
+"""Added to the published rank of programs in their first turn: more than any number of tokens."""
+
+
+def rank(settings: Settings, program: ProgramView | None, since: float, need_tokens: int) -> float:
+    """The lowest is first. By ``resume_order``; turns without a program stand in a line of their own, by age."""
+    if settings.resume_order == "oldest" or program is None:
+        return since
+    if settings.resume_order == "first-come":
+        return float(program.sequence)
+    if settings.resume_order == "published":
+        return published_rank(program, need_tokens)
+    if settings.ageing_seconds > 0:
+        # need x 2^(-waited / ageing), in an order that does not change while time passes
+        return math.log2(max(1, need_tokens)) + since / settings.ageing_seconds
+    return float(need_tokens)
+
+
+def published_rank(program: ProgramView, need_tokens: int) -> float:
+    """Programs after their first turn before new ones, the smallest first (eq. 10)."""
+    return need_tokens + (0.0 if program.turns_finished else NEW)
