@@ -41,7 +41,7 @@ class Settings:
     """With ``origin`` and ``resident``: who has waited for so long may go anywhere; 0: never."""
     low_watermark: float = field(default=1.0, validator=validators.le(1))
     """lambda_min: let in on a backend only while less than this share of its capacity is used."""
-    growth_reserve: float = field(default=0.05, validator=validators.lt(1))
+    growth_reserve: float = field(default=0.1, validator=validators.lt(1))
     """Share of the capacity kept free when letting in, for the growth of those already in."""
     forced_resume: bool = False
     """At the hold limit let the turn in over capacity (published), where ``--on-hold-limit`` does not say."""

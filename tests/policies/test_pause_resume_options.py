@@ -105,7 +105,7 @@ def test_each_option_is_read_as_its_kind() -> None:
         ({"high_watermark": "95"}, "option high_watermark must be at most 1, got '95'"),
         (
             {"high_watermark": "0"},
-            "option growth_reserve must be below high_watermark, or nobody fits beside others: 0.05, and 0",
+            "option growth_reserve must be below high_watermark, or nobody fits beside others: 0.1, and 0",
         ),
         ({"growth_reserve": "5"}, "option growth_reserve must be below 1, got '5'"),
         (
