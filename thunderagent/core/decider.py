@@ -241,8 +241,9 @@ class Decider:
     def rebalance(self, trigger: Trigger) -> None:
         """Ask the policy for decisions and carry out the legal ones; later, where the event has done enough."""
         unfinished = self.unfinished
-        unfinished.triggers.pop(trigger, None)
-        if unfinished.has_offers or unfinished.steps_left <= 0:
+        if unfinished.triggers:
+            unfinished.triggers.pop(trigger, None)
+        if unfinished.turns or unfinished.is_any_unasked or unfinished.steps_left <= 0:
             unfinished.triggers[trigger] = None
             return
         decisions: Sequence[object] = ()
@@ -261,10 +262,10 @@ class Decider:
             reason = self._apply(decision)
             if reason is not None:
                 self._rejected(repr(decision), reason)
-        told = islice(self.placement.commands, before, None)
-        made_progress = any(not isinstance(command, (DecisionRejected, PolicyFailed)) for command in told)
-        if made_progress and (is_cut_off or unfinished.steps_left <= 0):
-            unfinished.triggers[trigger] = None
+        if is_cut_off or unfinished.steps_left <= 0:
+            told = islice(self.placement.commands, before, None)
+            if any(not isinstance(command, (DecisionRejected, PolicyFailed)) for command in told):
+                unfinished.triggers[trigger] = None
 
     def serve_urgent(self, trigger: Trigger) -> None:
         """Make and use room for turns that reached the hold limit, where something changed, on ticks everywhere."""

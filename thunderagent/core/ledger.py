@@ -18,7 +18,7 @@ from thunderagent.core.estimate import Ratio
 from thunderagent.core.events import Prefix
 from thunderagent.core.ids import PrefixKey
 from thunderagent.core.program import Branch, Program
-from thunderagent.core.sizes import largest, with_size, without_size
+from thunderagent.core.sizes import with_size, without_size
 from thunderagent.core.turn import Turn, TurnStatus, with_turn, without_turn
 
 __all__ = ["Ledger"]
@@ -75,12 +75,13 @@ class Ledger:
         if charge is None:
             charge = turn.branch.charges[backend] = Charge(turn.branch)
         charge.prompts = with_size(charge.prompts, turn.prompt_tokens)
-        charge.output_tokens += turn.output_tokens
+        turn.counted_tokens = turn.output_tokens
+        charge.output_tokens += turn.counted_tokens
         if program is None:
             self.settle(turn.branch, backend)
             return
         if not turn.waits_alone:
-            turn.branch.running = with_size(turn.branch.running, turn.need_tokens)
+            turn.branch.running = with_size(turn.branch.running, turn.prompt_tokens + turn.counted_tokens)
             turn.branch.settle_need()
         program.forwarded = with_turn(program.forwarded, turn)
         self.settle(turn.branch, backend)
@@ -89,12 +90,13 @@ class Ledger:
 
     def grow(self, turn: Turn, output_tokens: int) -> None:
         """A running turn has that much output by now. Its charge is settled by the caller."""
-        branch, backend, before_tokens = turn.branch, turn.backend, turn.need_tokens
+        branch, backend, counted_tokens = turn.branch, turn.backend, turn.counted_tokens
         assert backend is not None
-        branch.charges[backend].output_tokens += output_tokens - turn.output_tokens
-        turn.output_tokens = output_tokens
+        turn.output_tokens = turn.counted_tokens = output_tokens
+        branch.charges[backend].output_tokens += output_tokens - counted_tokens
         if turn.program is not None and not turn.waits_alone:
-            branch.running = with_size(without_size(branch.running, before_tokens), turn.need_tokens)
+            running = without_size(branch.running, turn.prompt_tokens + counted_tokens)
+            branch.running = with_size(running, turn.prompt_tokens + output_tokens)
             branch.settle_need()
 
     def stop(self, turn: Turn, status: TurnStatus, now: float) -> Backend:
@@ -106,15 +108,15 @@ class Ledger:
         turn.branch.forwarded = without_turn(turn.branch.forwarded, turn)
         charge = turn.branch.charges[backend]
         charge.prompts = without_size(charge.prompts, turn.prompt_tokens)
-        charge.output_tokens -= turn.output_tokens
+        charge.output_tokens -= turn.counted_tokens
         del backend.forwarded[turn.id]
         turn.status, turn.backend, turn.forwarded_at = status, None, None
         if program is None:
             self.settle(turn.branch, backend)
             return backend
         if not turn.waits_alone:
-            turn.branch.running = without_size(turn.branch.running, turn.need_tokens)
-            turn.branch.settle_need()
+            turn.branch.running = without_size(turn.branch.running, turn.prompt_tokens + turn.counted_tokens)
+        turn.branch.settle_need()
         program.forwarded = without_turn(program.forwarded, turn)
         if not program.forwarded:
             program.acting_since = now
@@ -154,7 +156,11 @@ class Ledger:
         """Make the branch's charge on the backend what the rule says now. The program is filed by the caller."""
         program = branch.program
         charge = branch.charges.get(backend)
-        wanted_tokens = _wanted_tokens(branch, charge, program is not None and program.place is backend)
+        wanted_tokens = 0
+        if charge is not None and charge.prompts:
+            wanted_tokens = charge.prompts[-1] + charge.output_tokens
+        if program is not None and program.place is backend and branch.kept_tokens > wanted_tokens:
+            wanted_tokens = branch.kept_tokens
         if charge is None:
             if wanted_tokens == 0:
                 return
@@ -216,8 +222,11 @@ class Ledger:
     def _joining_tokens(self, turn: Turn, backend: Backend) -> int:
         """Tokens that the turn's branch alone would be charged more on the backend if the turn ran there."""
         branch, program = turn.branch, turn.program
-        is_home = program is not None and program.place is backend
-        wanted_tokens = _wanted_tokens(branch, branch.charges.get(backend), is_home, turn)
+        charge = branch.charges.get(backend)
+        prompts, output_tokens = ((), 0) if charge is None else (charge.prompts, charge.output_tokens)
+        wanted_tokens = max((*prompts[-1:], turn.prompt_tokens)) + output_tokens + turn.output_tokens
+        if program is not None and program.place is backend:
+            wanted_tokens = max(wanted_tokens, branch.kept_tokens)
         return self._demand({branch: wanted_tokens}).added_tokens(backend)
 
     def demand(self, turn: Turn) -> Demand:
@@ -276,17 +285,3 @@ class Ledger:
             bare_tokens -= tokens
             prefixes.append(key)
         return bare_tokens, tuple(prefixes)
-
-
-def _wanted_tokens(branch: Branch, charge: Charge | None, home: bool, joining: Turn | None = None) -> int:
-    """The rule at the top of this file, for a branch's charge on a backend; ``joining`` counts as if it ran there."""
-    prompt_tokens = output_tokens = 0
-    if charge is not None:
-        prompt_tokens, output_tokens = largest(charge.prompts), charge.output_tokens
-    if joining is not None:
-        prompt_tokens, output_tokens = (
-            max(prompt_tokens, joining.prompt_tokens),
-            output_tokens + joining.output_tokens,
-        )
-    running_tokens = prompt_tokens + output_tokens
-    return max(running_tokens, branch.kept_tokens) if home else running_tokens

@@ -49,6 +49,8 @@ class Placement:
     commands: list[Command] = field(factory=list)
     _deadlines: SortedList = field(factory=SortedList)
     """``Turn.due`` of every held turn that has one."""
+    due_at: float | None = None
+    """When the next held turn is due; None if none is."""
 
     def take_commands(self) -> list[Command]:
         """What was collected; nothing is, from then on."""
@@ -277,6 +279,7 @@ class Placement:
     def forget_branch(self, program: Program, branch: Branch) -> None:
         """Forget a conversation that has neither running nor held turns."""
         self.keep(branch, 0)
+        branch.settle_need()
         if program.place is not None:
             self.cluster.ledger.settle(branch, program.place)
             program.place.file(program)
@@ -324,10 +327,10 @@ class Placement:
             backend.paused_tokens += count * program.total_tokens
 
     def keep(self, branch: Branch, tokens: int) -> None:
-        """Write down what the last finished turn of a conversation left; its charges are settled by the caller."""
+        """Write down what the last finished turn of a conversation left; its charges and its need are settled by the
+        caller."""
         program, change_tokens = branch.program, tokens - branch.kept_tokens
         branch.kept_tokens = tokens
-        branch.settle_need()
         assert program is not None
         if program.status is Status.PAUSED:
             self._count_paused(program, -1)
@@ -341,17 +344,13 @@ class Placement:
         for branch in program.branches.values():
             if branch.kept_tokens and not backend.serves(branch.model):
                 self.keep(branch, 0)
+                branch.settle_need()
 
     # Deadlines
 
-    def next_deadline(self) -> float | None:
-        """When the next held turn is due; None if none is. O(1)."""
-        return self._deadlines[0][0] if self._deadlines else None
-
     def next_due(self) -> Turn | None:
         """A held turn that is due now, if any; what is done about it must move its deadline."""
-        due_at = self.next_deadline()
-        if due_at is None or due_at > self.cluster.now:
+        if self.due_at is None or self.due_at > self.cluster.now:
             return None
         return self.cluster.turn_by_id[self._deadlines[0][1]]
 
@@ -376,3 +375,4 @@ class Placement:
             if due is not None:
                 self._deadlines.add(due)
             turn.due = due
+            self.due_at = self._deadlines[0][0] if self._deadlines else None

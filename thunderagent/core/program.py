@@ -19,7 +19,7 @@ from thunderagent.core.commands import PauseReason
 from thunderagent.core.estimate import History
 from thunderagent.core.events import CachedPrefix
 from thunderagent.core.ids import BackendId, BranchId, PrefixKey, ProgramId, TurnId
-from thunderagent.core.sizes import NO_SIZES, largest, with_size, without_size
+from thunderagent.core.sizes import NO_SIZES, with_size, without_size
 from thunderagent.core.tool_times import ToolTimes
 from thunderagent.core.turn import NO_TURNS, Turn
 
@@ -114,7 +114,11 @@ class Branch:
 
     def settle_need(self) -> None:
         """Bring its need up to date, and its program's, after one of its sizes changed."""
-        need_tokens = max(self.kept_tokens, largest(self.held), largest(self.running))
+        need_tokens, held, running = self.kept_tokens, self.held, self.running
+        if held and held[-1] > need_tokens:
+            need_tokens = held[-1]
+        if running and running[-1] > need_tokens:
+            need_tokens = running[-1]
         if need_tokens != self.need_tokens:
             if self.program is not None:
                 self.program.need_tokens += need_tokens - self.need_tokens

@@ -218,7 +218,7 @@ def _note_asking(waiter: Waiter, turn: Turn) -> None:
 
 def _first(waiter: Waiter) -> Turn:
     """O(models of its turns)."""
-    if not waiter.asking:
+    if len(waiter.turns) == 1 or not waiter.asking:
         return next(iter(waiter.turns.values()))
     firsts = [next(iter(of_model.values())) for of_model in waiter.asking.values()]
     if len(firsts) == 1:

@@ -128,12 +128,15 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """The clock reading at which ``Tick`` is to be sent; None: nothing is due, ever. O(1)."""
-        if self._decider.unfinished:
+        left = self._decider.unfinished
+        if left.triggers or left.turns or left.is_any_unasked or left.is_room_wanted:
             return self.cluster.now
-        earliest_at = self._placement.next_deadline()
-        for at in (self._next_tick_at, self._next_expiry()):
-            if at is not None and (earliest_at is None or at < earliest_at):
-                earliest_at = at
+        earliest_at, tick_at = self._placement.due_at, self._next_tick_at
+        if tick_at is not None and (earliest_at is None or tick_at < earliest_at):
+            earliest_at = tick_at
+        expiry_at = self._next_expiry()
+        if expiry_at is not None and (earliest_at is None or expiry_at < earliest_at):
+            earliest_at = expiry_at
         return earliest_at
 
     # Turns
@@ -202,8 +205,7 @@ class Scheduler:
 
     def _turn_finished(self, event: events.TurnFinished) -> Trigger:
         turn = self.cluster.turn_by_id[event.turn]
-        if event.output_tokens > turn.output_tokens:
-            self.cluster.ledger.grow(turn, event.output_tokens)
+        turn.output_tokens = max(turn.output_tokens, event.output_tokens)
         self._settle_finished(turn, event.outcome, event.usage)
         return Trigger.TURN_FINISHED
 

@@ -54,6 +54,8 @@ class Turn:
     """Where it runs; None while it is held."""
     forwarded_at: float | None = None
     output_tokens: int = 0
+    counted_tokens: int = 0
+    """Output that is counted where it runs: what it had when it was forwarded or last told of."""
     expected_tokens: int = 0
     """What its conversation had left in the backend's cache when it was forwarded, evicted or not."""
     age_tokens: int = 0

@@ -305,6 +305,8 @@ class SchedulerDriver:
         program, branch = turn.program, turn.branch
         if program is None or self.cluster.program(program.id) is not program or branch.id not in program.branches:
             return
+        if program.place is not None and not program.place.serves(turn.model):
+            return  # a decision on this event has brought the program to where nothing of it lies
         left_tokens = usage.prompt_tokens + usage.completion_tokens
         assert branch.kept_tokens == left_tokens, f"{turn} left {left_tokens}, {branch.kept_tokens} are counted"
 
