@@ -25,7 +25,7 @@ from thunderagent.policy import (
 
 __all__ = ["resume_published"]
 
-_LOOK_AT = 1_024
+_LOOK_AT = 256
 """Paused programs without a turn that are looked at: they ask for nothing yet."""
 
 _Backends = tuple[BackendView, ...]
