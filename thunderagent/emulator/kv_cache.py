@@ -43,7 +43,8 @@ class KvCache:
 
     The rules are those of vLLM V1 (``vllm/v1/core/block_pool.py``, ``kv_cache_manager.py``): only full blocks are
     cached, the last prompt token is always computed, blocks are given back in reverse order (so that the end of a
-    sequence is evicted before its beginning), one block is reserved.
+    sequence is evicted before its beginning), blocks without content to be found are taken before any other, one
+    block is reserved. ``tests/vllm/test_emulator_differential.py`` holds it against vLLM's own.
     """
 
     def __init__(self, num_gpu_blocks: int, block_size: int = 16, *, prefix_caching: bool = True) -> None:
@@ -80,6 +81,10 @@ class KvCache:
     def usage_ratio(self) -> float:
         """Share of usable blocks that running requests refer to (``vllm:kv_cache_usage_perc``), 0 to 1."""
         return 1.0 - len(self._free) / (self.num_gpu_blocks - 1)
+
+    def free_contents(self) -> list[Hashable | None]:
+        """What the free blocks hold, the block that is taken next in front; None: content nobody can find. O(free)."""
+        return [self._hash_of[block] for block in self._free]
 
     def match(self, hashes: Sequence[Hashable], tokens: int) -> list[int]:
         """Blocks of the longest cached prefix of a sequence of ``tokens`` tokens; changes nothing.
@@ -136,7 +141,9 @@ class KvCache:
             del self._cached[content]
             return
         if self._cached[content] == block:
-            self._cached[content], _ = twins.popitem()
+            # The oldest of those left, as vLLM finds it: which one is found decides which one stays.
+            self._cached[content] = next(iter(twins))
+            del twins[self._cached[content]]
         else:
             del twins[block]
         if not twins:
@@ -157,12 +164,17 @@ class KvCache:
                 self._twins.setdefault(content, {})[block] = None
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Give back one reference to each block, the last block first."""
-        references, free = self._references, self._free
+        """Give back one reference to each block, the last block first.
+
+        A block whose content nobody can find goes to the head of the queue: to take it costs no cached prefix.
+        """
+        references, free, names = self._references, self._free, self._hash_of
         for block in reversed(blocks):
             references[block] -= 1
             if references[block] == 0:
                 free[block] = None
+                if names[block] is None:
+                    free.move_to_end(block, last=False)
 
     def count_lookup(self, tokens: int, hit_tokens: int, *, preempted: bool) -> None:
         """Count one lookup of ``tokens`` tokens that found ``hit_tokens``."""
