@@ -173,6 +173,20 @@ def test_prompt_that_does_not_fit_whole_waits() -> None:
     assert engine.counters.preemptions == 0
 
 
+def test_prompt_fits_once_more_of_it_is_cached() -> None:
+    """A request that waits for a block starts when another fills a block that both begin with, none coming free."""
+    engine = make(kv_tokens=36)
+    chain = [("p", index) for index in range(9)]
+    engine.add(request("a", 30, 6, block_hashes=chain))
+    engine.add(request("b", 33, 2, block_hashes=chain))
+    states = []
+    for _ in range(3):
+        engine.step()
+        states.append((engine.running, engine.cache.free_blocks))
+    assert states == [(1, 1), (1, 1), (2, 0)]
+    assert finish_order(run(engine)) == ["a", "b"]
+
+
 def test_first_chunk_suffices_without_the_reserve() -> None:
     """Without the reserve a request starts when its first chunk fits."""
     engine = make(kv_tokens=100, max_num_batched_tokens=40, reserve_full_prompt=False)

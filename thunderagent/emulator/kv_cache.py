@@ -55,6 +55,8 @@ class KvCache:
         self.block_size = block_size
         self.prefix_caching = prefix_caching
         self.counters = CacheCounters()
+        self.freed_blocks = 0
+        """How often a block came free; never reset."""
         self._references = [0] * num_gpu_blocks
         self._hash_of: list[Hashable | None] = [None] * num_gpu_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_gpu_blocks))
@@ -103,20 +105,24 @@ class KvCache:
             found.append(block)
         return found
 
-    def can_allocate(self, matched: Sequence[int], new_blocks: int) -> bool:
-        """Whether ``allocate`` with these arguments succeeds. O(matched)."""
-        if new_blocks > len(self._free):
-            return False
+    def holds(self, content: Hashable) -> bool:
+        """Whether a block with this content can be found. O(1)."""
+        return content in self._cached
+
+    def lacks(self, matched: Sequence[int], new_blocks: int) -> int:
+        """Free blocks that ``allocate`` with these arguments lacks at least; 0: it succeeds. O(matched)."""
+        lacking = new_blocks - len(self._free)
+        if lacking > 0:
+            return lacking
         references = self._references
-        idle = sum(1 for block in matched if references[block] == 0)
-        return new_blocks + idle <= len(self._free)
+        return max(0, lacking + sum(1 for block in matched if references[block] == 0))
 
     def allocate(self, matched: Sequence[int], new_blocks: int) -> list[int] | None:
         """Refer to the ``matched`` blocks and take ``new_blocks`` from the head of the free queue.
 
         Returns the new blocks, or None (nothing changed) where the free queue is too short.
         """
-        if not self.can_allocate(matched, new_blocks):
+        if self.lacks(matched, new_blocks):
             return None
         references = self._references
         for block in matched:
@@ -172,6 +178,7 @@ class KvCache:
         for block in reversed(blocks):
             references[block] -= 1
             if references[block] == 0:
+                self.freed_blocks += 1
                 free[block] = None
                 if names[block] is None:
                     free.move_to_end(block, last=False)
