@@ -103,6 +103,7 @@ def test_disabled_prefix_caching_computes_all() -> None:
         engine.add(request(name, 40, 1, block_hashes=[("p", index) for index in range(10)]))
         run(engine)
     assert (engine.counters.prompt_tokens_computed, engine.counters.prompt_tokens_cached) == (80, 0)
+    assert engine.cache.counters.queries_tokens == 0
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,9 @@ class KvCache:
                     free.move_to_end(block, last=False)
 
     def count_lookup(self, tokens: int, hit_tokens: int, *, preempted: bool) -> None:
-        """Count one lookup of ``tokens`` tokens that found ``hit_tokens``."""
+        """Count one lookup of ``tokens`` tokens that found ``hit_tokens``; none takes place without prefix caching."""
+        if not self.prefix_caching:
+            return
         if preempted:
             self.counters.preempted_queries_tokens += tokens
             self.counters.preempted_hits_tokens += hit_tokens
