@@ -85,7 +85,7 @@ class KvCache:
         return 1.0 - len(self._free) / (self.num_gpu_blocks - 1)
 
     def free_contents(self) -> list[Hashable | None]:
-        """What the free blocks hold, the block that is taken next in front; None: content nobody can find. O(free)."""
+        """What the free blocks hold, the one that is taken next in front; None: content nobody can find. O(free)."""
         return [self._hash_of[block] for block in self._free]
 
     def match(self, hashes: Sequence[Hashable], tokens: int) -> list[int]:
@@ -184,7 +184,7 @@ class KvCache:
                     free.move_to_end(block, last=False)
 
     def count_lookup(self, tokens: int, hit_tokens: int, *, preempted: bool) -> None:
-        """Count one lookup of ``tokens`` tokens that found ``hit_tokens``; none takes place without prefix caching."""
+        """Count one lookup of ``tokens`` tokens that found ``hit_tokens``; without prefix caching there is none."""
         if not self.prefix_caching:
             return
         if preempted:
