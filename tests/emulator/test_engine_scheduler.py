@@ -103,6 +103,7 @@ def test_disabled_prefix_caching_computes_all() -> None:
         engine.add(request(name, 40, 1, block_hashes=[("p", index) for index in range(10)]))
         run(engine)
     assert (engine.counters.prompt_tokens_computed, engine.counters.prompt_tokens_cached) == (80, 0)
+    assert engine.cache.counters.queries_tokens == 0
 
 
 @pytest.mark.parametrize(
@@ -171,6 +172,20 @@ def test_prompt_that_does_not_fit_whole_waits() -> None:
     assert (engine.running, engine.waiting) == (1, 1)
     assert finish_order(run(engine)) == ["a", "b"]
     assert engine.counters.preemptions == 0
+
+
+def test_prompt_fits_once_more_of_it_is_cached() -> None:
+    """A request that waits for a block starts when another fills a block that both begin with, none coming free."""
+    engine = make(kv_tokens=36)
+    chain = [("p", index) for index in range(9)]
+    engine.add(request("a", 30, 6, block_hashes=chain))
+    engine.add(request("b", 33, 2, block_hashes=chain))
+    states = []
+    for _ in range(3):
+        engine.step()
+        states.append((engine.running, engine.cache.free_blocks))
+    assert states == [(1, 1), (1, 1), (2, 0)]
+    assert finish_order(run(engine)) == ["a", "b"]
 
 
 def test_first_chunk_suffices_without_the_reserve() -> None:

@@ -103,6 +103,30 @@ def test_twin_blocks_outlive_the_first() -> None:
     cache.check([taken])
 
 
+def test_blocks_nobody_can_find_are_taken_first() -> None:
+    """A freed block in part, and the blocks of unknown content, cost no cached prefix when they are taken."""
+    cache = KvCache(9, 4)
+    cache.release(fill(cache, ["a", "b"], 8))
+    cache.release(fill(cache, ["c"], 7))
+    cache.release(fill(cache, [], 8))
+    assert cache.free_contents() == [None] * 5 + ["b", "a", "c"]
+    fill(cache, ["x"], 20)
+    assert cache.counters.evictions == 0
+
+
+def test_oldest_twin_is_found() -> None:
+    """Of content computed several times the copy cached first is found, then the one cached next."""
+    cache = KvCache(5, 4)
+    copies = [cache.allocate((), 1) or [] for _ in range(4)]
+    for copy in copies:
+        cache.register(copy, ["a"], 0, 1)
+    assert cache.match(["a"], 5) == copies[0]
+    cache.release(copies[0])
+    taken = cache.allocate((), 1)
+    assert cache.match(["a"], 5) == copies[1]
+    cache.check([*copies[1:], taken or []])
+
+
 def test_disabled_prefix_caching_finds_nothing() -> None:
     """Without prefix caching no block is named."""
     cache = KvCache(10, 4, prefix_caching=False)

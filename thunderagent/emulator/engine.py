@@ -7,6 +7,8 @@ the two; a simulator moves its virtual clock.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import attrs
 
 from thunderagent.emulator.counters import EngineCounters
@@ -33,6 +35,20 @@ __all__ = [
 ]
 
 
+@attrs.frozen
+class _Refusal:
+    """When it is of use to look again at a waiting sequence that did not fit.
+
+    It lacks as many blocks as others hold beyond the prefix that it shares with them. That number falls only where a
+    block comes free or where the first block that it did not find is cached.
+    """
+
+    freed_blocks: int
+    """``KvCache.freed_blocks`` that must be reached."""
+    missing: Hashable | None
+    """Name of the first block not found; None: all were."""
+
+
 @attrs.define(eq=False)
 class _Sequence:
     """A request inside the engine, waiting or running."""
@@ -49,8 +65,8 @@ class _Sequence:
     registered_blocks: int = 0
     blocks: list[int] = attrs.field(factory=list)
     running: bool = False
-    refused_blocks: int = -1
-    """Free blocks when it last did not fit: no use to look again before there are more."""
+    refusal: _Refusal | None = None
+    """Why it did not fit when it was last looked at; None: look again."""
     started_at: float | None = None
     last_token_at: float | None = None
 
@@ -247,19 +263,23 @@ class Engine:
     def _start(self, sequence: _Sequence, budget: int) -> int:
         """Give a waiting sequence its cached prefix and the blocks of its first chunk; the chunk, or 0: no room."""
         cache, length = self.cache, sequence.length_tokens
-        if cache.free_blocks <= sequence.refused_blocks:
+        refusal = sequence.refusal
+        if refusal and cache.freed_blocks < refusal.freed_blocks and not cache.holds(refusal.missing):
             return 0
         size = cache.block_size
         matched = cache.match(sequence.request.block_hashes, length)
         hit = len(matched) * size
         count = min(length - hit, budget)
         must_fit = length if self.settings.reserve_full_prompt else hit + count
-        if not cache.can_allocate(matched, blocks_for(must_fit, size) - len(matched)):
-            sequence.refused_blocks = cache.free_blocks
+        lacking = cache.lacks(matched, blocks_for(must_fit, size) - len(matched))
+        if lacking:
+            # Without the reserve the chunk that must fit depends on the budget, which may be smaller next time.
+            if self.settings.reserve_full_prompt:
+                sequence.refusal = self._refusal(sequence, len(matched), lacking)
             return 0
         fresh = cache.allocate(matched, blocks_for(hit + count, size) - len(matched))
         assert fresh is not None, "a smaller allocation than the one just checked failed"
-        sequence.refused_blocks = -1
+        sequence.refusal = None
         cache.count_lookup(length, hit, preempted=sequence.preemptions > 0)
         if sequence.preemptions == 0:
             sequence.cached_tokens = hit
@@ -268,6 +288,11 @@ class Engine:
         sequence.computed_tokens = hit
         self._register(sequence, hit + count)
         return count
+
+    def _refusal(self, sequence: _Sequence, matched: int, lacking: int) -> _Refusal:
+        names = sequence.request.block_hashes
+        findable = min(len(names), (sequence.length_tokens - 1) // self.cache.block_size)
+        return _Refusal(self.cache.freed_blocks + lacking, names[matched] if matched < findable else None)
 
     def _grow(self, sequence: _Sequence, count: int) -> bool:
         """Blocks for ``count`` more tokens; False where the pool has none left."""

@@ -43,7 +43,8 @@ class KvCache:
 
     The rules are those of vLLM V1 (``vllm/v1/core/block_pool.py``, ``kv_cache_manager.py``): only full blocks are
     cached, the last prompt token is always computed, blocks are given back in reverse order (so that the end of a
-    sequence is evicted before its beginning), one block is reserved.
+    sequence is evicted before its beginning), blocks without content to be found are taken before any other, one
+    block is reserved. ``tests/vllm/test_emulator_differential.py`` holds it against vLLM's own.
     """
 
     def __init__(self, num_gpu_blocks: int, block_size: int = 16, *, prefix_caching: bool = True) -> None:
@@ -54,6 +55,8 @@ class KvCache:
         self.block_size = block_size
         self.prefix_caching = prefix_caching
         self.counters = CacheCounters()
+        self.freed_blocks = 0
+        """How often a block came free; never reset."""
         self._references = [0] * num_gpu_blocks
         self._hash_of: list[Hashable | None] = [None] * num_gpu_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_gpu_blocks))
@@ -81,6 +84,10 @@ class KvCache:
         """Share of usable blocks that running requests refer to (``vllm:kv_cache_usage_perc``), 0 to 1."""
         return 1.0 - len(self._free) / (self.num_gpu_blocks - 1)
 
+    def free_contents(self) -> list[Hashable | None]:
+        """What the free blocks hold, the one that is taken next in front; None: content nobody can find. O(free)."""
+        return [self._hash_of[block] for block in self._free]
+
     def match(self, hashes: Sequence[Hashable], tokens: int) -> list[int]:
         """Blocks of the longest cached prefix of a sequence of ``tokens`` tokens; changes nothing.
 
@@ -98,20 +105,24 @@ class KvCache:
             found.append(block)
         return found
 
-    def can_allocate(self, matched: Sequence[int], new_blocks: int) -> bool:
-        """Whether ``allocate`` with these arguments succeeds. O(matched)."""
-        if new_blocks > len(self._free):
-            return False
+    def holds(self, content: Hashable) -> bool:
+        """Whether a block with this content can be found. O(1)."""
+        return content in self._cached
+
+    def lacks(self, matched: Sequence[int], new_blocks: int) -> int:
+        """Free blocks that ``allocate`` with these arguments lacks at least; 0: it succeeds. O(matched)."""
+        lacking = new_blocks - len(self._free)
+        if lacking > 0:
+            return lacking
         references = self._references
-        idle = sum(1 for block in matched if references[block] == 0)
-        return new_blocks + idle <= len(self._free)
+        return max(0, lacking + sum(1 for block in matched if references[block] == 0))
 
     def allocate(self, matched: Sequence[int], new_blocks: int) -> list[int] | None:
         """Refer to the ``matched`` blocks and take ``new_blocks`` from the head of the free queue.
 
         Returns the new blocks, or None (nothing changed) where the free queue is too short.
         """
-        if not self.can_allocate(matched, new_blocks):
+        if self.lacks(matched, new_blocks):
             return None
         references = self._references
         for block in matched:
@@ -136,7 +147,9 @@ class KvCache:
             del self._cached[content]
             return
         if self._cached[content] == block:
-            self._cached[content], _ = twins.popitem()
+            # The oldest of those left, as vLLM finds it: which one is found decides which one stays.
+            self._cached[content] = next(iter(twins))
+            del twins[self._cached[content]]
         else:
             del twins[block]
         if not twins:
@@ -157,15 +170,23 @@ class KvCache:
                 self._twins.setdefault(content, {})[block] = None
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Give back one reference to each block, the last block first."""
-        references, free = self._references, self._free
+        """Give back one reference to each block, the last block first.
+
+        A block whose content nobody can find goes to the head of the queue: to take it costs no cached prefix.
+        """
+        references, free, names = self._references, self._free, self._hash_of
         for block in reversed(blocks):
             references[block] -= 1
             if references[block] == 0:
+                self.freed_blocks += 1
                 free[block] = None
+                if names[block] is None:
+                    free.move_to_end(block, last=False)
 
     def count_lookup(self, tokens: int, hit_tokens: int, *, preempted: bool) -> None:
-        """Count one lookup of ``tokens`` tokens that found ``hit_tokens``."""
+        """Count one lookup of ``tokens`` tokens that found ``hit_tokens``; without prefix caching there is none."""
+        if not self.prefix_caching:
+            return
         if preempted:
             self.counters.preempted_queries_tokens += tokens
             self.counters.preempted_hits_tokens += hit_tokens
