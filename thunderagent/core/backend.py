@@ -18,11 +18,12 @@ from thunderagent.core.turn import Turn
 __all__ = ["Backend", "Charge", "Group", "HeldPrefix"]
 
 
-@define(eq=False, repr=False)
+@define(eq=False, repr=False, weakref_slot=False)
 class Charge:
     """What one branch takes on one backend."""
 
     branch: Branch
+    backend: Backend
     bare_tokens: int = 0
     """Without any prefix that others might share."""
     prefixes: tuple[PrefixKey, ...] = ()

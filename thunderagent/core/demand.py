@@ -47,7 +47,7 @@ class Demand:
             if key not in held:
                 tokens += prefix_tokens
         for branch in self.charged:
-            charge = branch.charges.get(backend)
+            charge = branch.charge_on(backend)
             if charge is not None:
                 tokens -= charge.bare_tokens
         return max(0, tokens)

@@ -58,7 +58,7 @@ class Ratio:
         return max(1, round(size_bytes / self.bytes_per_token))
 
 
-@define(eq=False)
+@define(eq=False, weakref_slot=False)
 class History:
     """What the last finished turn of a branch said: exact tokens for the bytes that it had, and where they lie."""
 

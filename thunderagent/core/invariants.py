@@ -157,7 +157,7 @@ def _need_tokens(program: Program) -> int:
 
 
 def _check_backend(cluster: Cluster, backend: Backend, branches: list[Branch], found: list[str]) -> None:
-    charges = [charge for branch in branches if (charge := branch.charges.get(backend)) is not None]
+    charges = [charge for branch in branches if (charge := branch.charge_on(backend)) is not None]
     holders = Counter(key for charge in charges for key in charge.prefixes)
     own_tokens: Counter[str] = Counter()
     guest_tokens = 0
@@ -174,7 +174,7 @@ def _check_backend(cluster: Cluster, backend: Backend, branches: list[Branch], f
         prompts = sorted(turn.prompt_tokens for turn in there)
         _expect(found, f"prompts of branch {charge.branch.id!r} on {backend.id}", charge.prompts, prompts)
     for branch in branches:
-        held = branch.charges.get(backend)
+        held = branch.charge_on(backend)
         charged = 0 if held is None else held.bare_tokens + _prefix_tokens(cluster, held.prefixes)
         _expect(found, f"charge of branch {branch.id!r} on {backend.id}", charged, _recount(branch, backend))
     _expect(found, f"guest tokens on {backend.id}", backend.guest_tokens, guest_tokens)

@@ -71,9 +71,10 @@ class Ledger:
             turn.age_tokens = backend.residency.age_tokens(history.mark_tokens)
         backend.forwarded[turn.id] = turn
         turn.branch.forwarded = with_turn(turn.branch.forwarded, turn)
-        charge = turn.branch.charges.get(backend)
+        charge = turn.branch.charge_on(backend)
         if charge is None:
-            charge = turn.branch.charges[backend] = Charge(turn.branch)
+            charge = Charge(turn.branch, backend)
+            turn.branch.charges.append(charge)
         charge.prompts = with_size(charge.prompts, turn.prompt_tokens)
         turn.counted_tokens = turn.output_tokens
         charge.output_tokens += turn.counted_tokens
@@ -93,7 +94,9 @@ class Ledger:
         branch, backend, counted_tokens = turn.branch, turn.backend, turn.counted_tokens
         assert backend is not None
         turn.output_tokens = turn.counted_tokens = output_tokens
-        branch.charges[backend].output_tokens += output_tokens - counted_tokens
+        charge = branch.charge_on(backend)
+        assert charge is not None
+        charge.output_tokens += output_tokens - counted_tokens
         if turn.program is not None and not turn.waits_alone:
             running = without_size(branch.running, turn.prompt_tokens + counted_tokens)
             branch.running = with_size(running, turn.prompt_tokens + output_tokens)
@@ -106,7 +109,8 @@ class Ledger:
         assert turn.forwarded_at is not None
         seconds = now - turn.forwarded_at
         turn.branch.forwarded = without_turn(turn.branch.forwarded, turn)
-        charge = turn.branch.charges[backend]
+        charge = turn.branch.charge_on(backend)
+        assert charge is not None
         charge.prompts = without_size(charge.prompts, turn.prompt_tokens)
         charge.output_tokens -= turn.counted_tokens
         del backend.forwarded[turn.id]
@@ -131,7 +135,7 @@ class Ledger:
     def place(self, program: Program, backend: Backend) -> None:
         """Make ``backend`` the place of a program that has none; what it runs there already is now its own."""
         for branch in program.branches.values():
-            charge = branch.charges.get(backend)
+            charge = branch.charge_on(backend)
             if charge is not None:
                 backend.guest_tokens -= charge.own_tokens
                 program.own_tokens += charge.own_tokens
@@ -155,7 +159,7 @@ class Ledger:
     def settle(self, branch: Branch, backend: Backend) -> None:
         """Make the branch's charge on the backend what the rule says now. The program is filed by the caller."""
         program = branch.program
-        charge = branch.charges.get(backend)
+        charge = branch.charge_on(backend)
         wanted_tokens = 0
         if charge is not None and charge.prompts:
             wanted_tokens = charge.prompts[-1] + charge.output_tokens
@@ -164,14 +168,15 @@ class Ledger:
         if charge is None:
             if wanted_tokens == 0:
                 return
-            charge = branch.charges[backend] = Charge(branch)
+            charge = Charge(branch, backend)
+            branch.charges.append(charge)
         if charge.prefixes is branch.prefixes and wanted_tokens > branch.prefix_tokens:
             charge.bare_tokens = wanted_tokens - branch.prefix_tokens
             self._settle_own(charge, backend)
         else:
             self._settle_prefixes(charge, wanted_tokens, backend)
         if wanted_tokens == 0:
-            del branch.charges[backend]
+            branch.charges.remove(charge)
 
     def _settle_prefixes(self, charge: Charge, wanted_tokens: int, backend: Backend) -> None:
         """The charge grows over, or shrinks below, the end of a prefix that others may share."""
@@ -222,7 +227,7 @@ class Ledger:
     def _joining_tokens(self, turn: Turn, backend: Backend) -> int:
         """Tokens that the turn's branch alone would be charged more on the backend if the turn ran there."""
         branch, program = turn.branch, turn.program
-        charge = branch.charges.get(backend)
+        charge = branch.charge_on(backend)
         prompts, output_tokens = ((), 0) if charge is None else (charge.prompts, charge.output_tokens)
         wanted_tokens = max((*prompts[-1:], turn.prompt_tokens)) + output_tokens + turn.output_tokens
         if program is not None and program.place is backend:
@@ -236,7 +241,9 @@ class Ledger:
         if program is None or turn.waits_alone:
             demand = self._demand({branch: turn.need_tokens})
             if branch.charges:
-                demand.joining = {backend: self._joining_tokens(turn, backend) for backend in branch.charges}
+                demand.joining = {
+                    charge.backend: self._joining_tokens(turn, charge.backend) for charge in branch.charges
+                }
             return demand
         if len(program.branches) == 1:
             bare_tokens, keys = self.split(branch, max(branch.need_tokens, turn.need_tokens))
@@ -266,9 +273,7 @@ class Ledger:
         place = program.place
         if place is None:
             return program.need_tokens
-        charges = [
-            charge for branch in program.branches.values() if (charge := branch.charges.get(place)) is not None
-        ]
+        charges = [charge for branch in program.branches.values() if (charge := branch.charge_on(place)) is not None]
         keys = {key for charge in charges for key in charge.prefixes}
         return sum(charge.bare_tokens for charge in charges) + sum(self.prefixes[key].tokens for key in keys)
 

@@ -173,7 +173,7 @@ class Placement:
             self.keep_served(program, backend)
             cluster.ledger.place(program, backend)
             cluster.queue.refresh(program)
-            program.last_place = (backend, backend.cache_life)
+            program.last_place, program.last_life = backend, backend.cache_life
             self.commands.append(ProgramMoved(program.id, former.id, backend.id))
             return
         resumed, origin = program.status is Status.PAUSED, program.origin
@@ -184,7 +184,8 @@ class Placement:
         cluster.queue.refresh(program)
         since = program.waiting_since
         waited_seconds = 0.0 if since is None else cluster.now - since
-        program.waiting_since, program.last_place = None, (backend, backend.cache_life)
+        program.waiting_since = None
+        program.last_place, program.last_life = backend, backend.cache_life
         program.admitted_at, program.service_seconds, program.turns_served = cluster.now, 0.0, 0
         self.commands.append(ProgramAdmitted(program.id, backend.id, waited_seconds, resumed))
         if origin is not None and origin != backend.id:
@@ -322,7 +323,7 @@ class Placement:
     def _count_paused(program: Program, count: int) -> None:
         """Count a paused program where its prefix may lie."""
         if program.last_place is not None and program.origin is not None:
-            backend = program.last_place[0]
+            backend = program.last_place
             backend.paused_count += count
             backend.paused_tokens += count * program.total_tokens
 

@@ -88,8 +88,8 @@ class Branch:
     prefix_tokens: int = 0
     """Tokens of all of ``prefixes``."""
     forwarded: dict[TurnId, Turn] = NO_TURNS
-    charges: dict[Backend, Charge] = field(factory=dict)
-    """By backend, not by its id: one that was removed and added again holds nothing of the former's."""
+    charges: list[Charge] = field(factory=list)
+    """At most one per backend; most conversations have a single one, for which a list takes a third of a dict."""
     used_at: float = 0.0
     ended_at: float | None = None
     """When its last turn ended, until the next one arrives: the time of its tools."""
@@ -101,6 +101,14 @@ class Branch:
     """Needed resident for its program to go on: its history, or what a turn of it needs where that is more."""
     open_turns: int = 0
     """Its turns that wait or run, whether they go with its program or not."""
+
+    def charge_on(self, backend: Backend) -> Charge | None:
+        """What it takes on a backend. That is not looked for by its id: one that was removed and added again holds
+        nothing of the former's."""
+        for charge in self.charges:
+            if charge.backend is backend:
+                return charge
+        return None
 
     def hold(self, turn: Turn) -> None:
         """Count a held turn that goes with its program."""
@@ -138,8 +146,9 @@ class Program:
     model: str | None = None
     """Of its own conversation: the one that it began with, then the one that its last new place was given for."""
     place: Backend | None = None
-    last_place: tuple[Backend, int] | None = None
-    """Its last place, and which life of that backend's cache it was."""
+    last_place: Backend | None = None
+    last_life: int = 0
+    """Which life of that one's cache it was."""
     branches: dict[BranchId, Branch] = field(factory=dict)
     """Those without turns in the order in which their last one ended, others among them."""
     forwarded: dict[TurnId, Turn] = NO_TURNS
@@ -202,10 +211,8 @@ class Program:
     @property
     def origin(self) -> BackendId | None:
         """The backend of its last place, where its prefix may still lie; None: never placed, or that one was lost."""
-        if self.last_place is None:
-            return None
-        backend, cache_life = self.last_place
-        return backend.id if backend.cache_life == cache_life else None
+        backend = self.last_place
+        return None if backend is None or backend.cache_life != self.last_life else backend.id
 
     @property
     def is_placed(self) -> bool:

@@ -97,7 +97,7 @@ class Turn:
             history = self.branch.history
             backend, cache_life = history.backend, history.cache_life
         else:
-            backend, cache_life = self.program.last_place or (None, 0)
+            backend, cache_life = self.program.last_place, self.program.last_life
         if backend is None or backend.cache_life != cache_life or not self.may_run_on(backend):
             return None
         return backend.id
