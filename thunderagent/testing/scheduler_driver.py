@@ -62,6 +62,8 @@ class SchedulerDriver:
     """Every command and notice so far."""
     _backends: dict[BackendId, _KnownBackend] = field(factory=dict)
     _arrived_at: dict[TurnId, float] = field(factory=dict)
+    _overdue: set[TurnId] = field(factory=set)
+    """Turns that were past their limit when the last tick was over."""
     _turns: int = 0
 
     def __attrs_post_init__(self) -> None:
@@ -311,12 +313,24 @@ class SchedulerDriver:
         assert branch.kept_tokens == left_tokens, f"{turn} left {left_tokens}, {branch.kept_tokens} are counted"
 
     def _check_none_overdue(self) -> None:
-        """A late tick may itself hold a turn afresh beside its program's new place: that is due at the next one."""
+        """Turns at their limit were seen to. A late tick may itself hold one afresh, where its program's new place
+        does not take it: that is due at once, and gone by the next tick.
+
+        Raises:
+            AssertionError: a turn is overdue for the second tick in a row, or nothing is due for it.
+        """
+        overdue = set()
         for turn_id in self.held:
-            turn = self.cluster.turn_by_id[turn_id]
-            is_overdue = turn.deadline_at is not None and turn.deadline_at < self.now
-            is_beside = turn.waits_alone and turn.program is not None
-            assert is_beside or not is_overdue, f"{turn} was due at {turn.deadline_at} and waits at {self.now}"
+            deadline_at = self.cluster.turn_by_id[turn_id].deadline_at
+            if deadline_at is not None and deadline_at < self.now:
+                overdue.add(turn_id)
+        due_at = self.scheduler.next_deadline()
+        again = overdue & self._overdue
+        assert not again, f"turns {again} were due at the tick before and wait at {self.now}"
+        assert not overdue or (due_at is not None and due_at <= self.now), (
+            f"turns {overdue} wait for a tick at {due_at}"
+        )
+        self._overdue = overdue
 
     def verify(self) -> None:
         """Recount the scheduler's books and compare them with the driver's.
