@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +18,7 @@ from thunderagent.upstream.vllm import read_metrics
 __all__ = ["EngineCounts", "Engines"]
 
 _SAMPLE_WORDS = 2000
+_RESET_TRIES = 10
 
 
 @frozen
@@ -91,12 +94,22 @@ class Engines:
                 return float(told["count"]) / _SAMPLE_WORDS
 
     async def reset_prefix_caches(self) -> bool:
-        """Empty the caches; False where a server does not offer it (``VLLM_SERVER_DEV_MODE=1`` does)."""
+        """Empty the caches; False where a server does not offer it (``VLLM_SERVER_DEV_MODE=1`` does) or will not.
+
+        A server will not while a request's blocks are held, so it is asked for some seconds.
+        """
         async with self._session() as session:
             for url in self.urls:
-                async with session.post(f"{url}/reset_prefix_cache") as answer:
-                    if answer.status != 200:
-                        return False
+                for _ in range(_RESET_TRIES):
+                    async with session.post(f"{url}/reset_prefix_cache") as answer:
+                        if answer.status != 200:
+                            return False
+                        told = await answer.read()
+                    if not told or json.loads(told).get("success", True):
+                        break
+                    await asyncio.sleep(0.5)
+                else:
+                    return False
         return True
 
     async def _observations(self) -> Sequence[BackendObservation]:

@@ -285,7 +285,8 @@ class BackendPool:
             entry.is_failed, entry.ejected_until = False, None
             _log.info("backend.recovered", backend=entry.config.id)
             self.send(events.BackendRecovered(entry.config.id))
-        if self.follow is not None and entry.follow_task is None and not entry.is_failed:
+        is_followed = entry.follow_task is not None and not entry.follow_task.done()
+        if self.follow is not None and not is_followed and not entry.is_failed:
             entry.follow_task = self.own(self._follow(entry, self.follow), f"follow {entry.config.id}")
 
     async def _follow(self, entry: WatchedBackend, follow: Callable[[WatchedBackend], Awaitable[None]]) -> None:

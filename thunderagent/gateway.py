@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from itertools import count
+from urllib.parse import unquote
 
 import attrs
 import structlog
@@ -150,6 +151,14 @@ class Gateway:
         if is_known:
             self.metrics.releases.inc()
         return is_known
+
+    def program_of_session(self, session: str) -> ProgramId | None:
+        """The known program that a session's name, as a backend got it in a header, stands for. O(1)."""
+        known = self.scheduler.cluster.program_by_id
+        if session in known:
+            return ProgramId(session)
+        name = ProgramId(unquote(session))
+        return name if name in known else None
 
     def observe_prefixes(self, backend: BackendId, prefixes: Sequence[events.CachedPrefix]) -> None:
         """A backend's KV events say what is cached of programs; of those that are not known, nothing is told."""

@@ -45,11 +45,32 @@ def test_recorded_messages_are_read() -> None:
     assert all(event.block_size == 32 for event in events if isinstance(event, BlockStored))
 
 
-def test_other_media_and_further_groups_are_left_out() -> None:
-    """A copy in host memory is no cached prefix; the second group of a hybrid model repeats the first one's."""
-    events = read_batch(payload(stored(1), stored(2, medium="CPU"), stored(3, group_idx=1), removed(1, medium="CPU")))
+def test_other_media_are_left_out() -> None:
+    """A copy in host memory is no cached prefix."""
+    events = read_batch(payload(stored(1), stored(2, medium="CPU"), removed(1, medium="CPU")))
     assert [event.block_hashes for event in events if isinstance(event, BlockStored)] == [[1]]
     assert len(events) == 1
+
+
+def test_group_of_full_attention_is_the_prefix() -> None:
+    """A hybrid model's first group may be that of a sliding window, of which only the end stays."""
+    window = {"group_idx": 0, "kv_cache_spec_kind": "sliding_window"}
+    full = {"group_idx": 1, "kv_cache_spec_kind": "full_attention"}
+    mirror = mirror_of(
+        stored(1, 2, session="p", **window),
+        stored(1, 2, session="p", **full),
+        removed(1, group_idx=0),
+        stored(**window),
+    )
+    assert blocks(mirror, "p") == (2, 2)
+    mirror.apply(read_batch(payload(removed(2, group_idx=1))))
+    assert blocks(mirror, "p") == (1, 1)
+
+
+def test_event_without_blocks_changes_nothing() -> None:
+    """vLLM sends them where all new blocks were masked; what they stand on may be unknown."""
+    mirror = mirror_of(stored(1, session="p"), stored(parent=424242, session="p"))
+    assert blocks(mirror, "p") == (1, 1)
 
 
 def test_hashes_may_be_bytes() -> None:
@@ -94,9 +115,39 @@ def test_eviction_from_the_end_shortens_the_prefix() -> None:
 
 
 def test_hole_ends_the_prefix() -> None:
-    """What stands on a missing block is cached, but not found."""
+    """What stands on a missing block is cached, but not found, whatever goes after it."""
     mirror = mirror_of(stored(1, 2, 3, 4, session="p"), removed(2))
     assert blocks(mirror, "p") == (1, 3)
+    for gone, left in ((4, 2), (3, 1)):
+        mirror.apply(read_batch(payload(removed(gone))))
+        assert blocks(mirror, "p") == (1, left)
+
+
+def test_hole_in_another_conversation_leaves_the_prefix() -> None:
+    """The tip's own blocks are all there."""
+    mirror = mirror_of(stored(11, 12, session="p"), stored(1, 2, 3, session="p"), removed(11))
+    assert blocks(mirror, "p") == (3, 4)
+
+
+def test_sessions_that_are_over_leave_a_shared_beginning() -> None:
+    """Ten thousand programs stand on one system prompt, one after the other: no more are kept than those alive."""
+    alive: set[str] = set()
+    mirror = CacheMirror(lambda session: session in alive)
+    alive.add("first")
+    mirror.apply(read_batch(payload(stored(*range(1, 9), session="first"))))
+    for number in range(10_000):
+        alive = {"first", f"p{number}"}
+        own = 100 + number
+        mirror.apply(read_batch(payload(stored(own, parent=8, session=f"p{number}"), removed(own))))
+    assert len(mirror._sessions) <= 40
+    assert blocks(mirror, "first") == (8, 8)
+
+
+def test_session_that_nobody_asks_for_is_not_kept() -> None:
+    """Clients that go past the router."""
+    mirror = CacheMirror(lambda session: False)
+    mirror.apply(read_batch(payload(stored(1, 2, session="stranger"))))
+    assert (blocks(mirror, "stranger"), mirror.cached_tokens) == (None, 2 * BLOCK_TOKENS)
 
 
 def test_block_stored_twice_needs_two_removals() -> None:

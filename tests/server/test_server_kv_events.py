@@ -5,18 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import structlog.testing
 import zmq.asyncio
 from kv_samples import CLEARED, Publisher, removed, stored
-from router_harness import Stack, chat, until
+from router_harness import Router, Stack, chat, until
 
+from thunderagent.backends import BackendConfig
+from thunderagent.config import Settings
+from thunderagent.core.ids import BackendId
+from thunderagent.errors import ConfigError
+from thunderagent.kv_events import following
 from thunderagent.kv_events.follower import KvFollower
-from thunderagent.kv_events.mirror import SessionBlocks
+from thunderagent.kv_events.mirror import CacheMirror, SessionBlocks
 from thunderagent.kv_events.sources import read_sources
+from thunderagent.server.app import create_app
 from thunderagent.testing.fake_backend import CHAT_ANSWER, Exchange, json_answer
 
 
@@ -129,17 +137,33 @@ async def test_messages_that_cannot_be_had_again_leave_nothing_known(bench: Benc
     if not has_replay:
         await asyncio.sleep(0.1)
     await bench.reach(follower)
-    gaps = follower.gaps
     await bench.publisher.send(stored(1, session="p"))
     await until(lambda: bench.told == {"p": 32})
     await bench.publisher.send(removed(1), lose=True)
     bench.publisher.forget()
     await bench.publisher.send(stored(7, session="q"))
     await until(lambda: bench.told == {"p": None, "q": 32})
-    assert follower.gaps == gaps + 1
+    assert follower.gaps == 1
+    assert not follower.mirror.is_complete
     await bench.publisher.send(stored(2, parent=1, session="p"))
     await bench.publisher.send(stored(8, parent=7, session="q"))
     await until(lambda: bench.told == {"p": None, "q": 64})
+
+
+async def test_long_replay_is_taken_whole_while_others_work(bench: Bench) -> None:
+    """Ten thousand steps at once, as vLLM keeps them: none is dropped, and the loop is never held for long."""
+    bench.publisher.keeps = 10_000
+    bench.publisher.start()
+    for number in range(10_000):
+        await bench.publisher.send(stored(number + 1, parent=number or None, session="p"), lose=True)
+    follower, longest_seconds, loop = bench.follow(), 0.0, asyncio.get_running_loop()
+    while follower.order.next_sequence < 10_000:
+        began_at = loop.time()
+        await asyncio.sleep(0.001)
+        longest_seconds = max(longest_seconds, loop.time() - began_at)
+    await until(lambda: bench.told == {"p": 320_000})
+    assert (follower.gaps, follower.mirror.is_complete) == (0, True)
+    assert longest_seconds < 0.2
 
 
 async def test_engine_that_starts_anew_has_an_empty_cache(bench: Bench) -> None:
@@ -173,6 +197,51 @@ async def test_reset_and_rubbish(bench: Bench) -> None:
 # A daemon that follows
 
 
+async def test_follower_that_breaks_is_begun_anew(
+    stack: Stack, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug in reading events: it is told, and the events are followed again."""
+    monkeypatch.setattr(following, "_AGAIN_SECONDS", 0.05)
+    publisher = bench.publisher.start()
+    await publisher.send(stored(1, session="p"))
+    fake = await stack.fake(engine_with(lambda: {"0": publisher.page()}))
+    broken = [KeyError("a bug")]
+    take = CacheMirror.apply
+
+    def apply(mirror: CacheMirror, events: Any) -> None:
+        if broken:
+            raise broken.pop()
+        take(mirror, events)
+
+    monkeypatch.setattr(CacheMirror, "apply", apply)
+    router = await stack.router(fake, kv_events=True)
+    assert (await router.post("/v1/chat/completions", chat("hi", "p")))[0] == 200
+    await until(lambda: not broken)
+    (program,) = router.gateway.scheduler.cluster.program_by_id.values()
+    await publisher.send(stored(2, parent=1, session="p"))
+    await until(lambda: program.cached)
+
+
+async def test_program_with_another_script_is_found(stack: Stack, bench: Bench) -> None:
+    """Its id goes into the header percent-encoded, and so into the events."""
+    publisher = bench.publisher.start()
+    fake = await stack.fake(engine_with(lambda: {"0": publisher.page()}))
+    router = await stack.router(fake, kv_events=True)
+    assert (await router.post("/v1/chat/completions", chat("hi", "агент-1")))[0] == 200
+    await publisher.send(stored(1, session=quote("агент-1")))
+    (program,) = router.gateway.scheduler.cluster.program_by_id.values()
+    await until(lambda: program.cached)
+
+
+def test_daemon_without_pyzmq_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An extra; nothing else needs it."""
+    for name in [name for name in sys.modules if name.startswith("thunderagent.kv_events")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "zmq", None)
+    with pytest.raises(ConfigError, match=r"pip install 'thunderagent\[kv-events\]'"):
+        create_app(Settings(backends=(BackendConfig("http://a"),), kv_events=True))
+
+
 def engine_with(page: Callable[[], Any]) -> Callable[[Exchange], Awaitable[None]]:
     """A backend's script: answers turns, and says where its events are."""
 
@@ -183,16 +252,21 @@ def engine_with(page: Callable[[], Any]) -> Callable[[Exchange], Awaitable[None]
     return script
 
 
+def followers_of(router: Router) -> dict[BackendId, list[KvFollower]]:
+    """Of all backends."""
+    assert router.state.following is not None
+    return router.state.following.followers
+
+
 async def test_daemon_knows_what_is_cached_of_a_program(stack: Stack, bench: Bench) -> None:
     """From the event to ``GET /programs``, to /metrics, and into the judgement that policies read."""
     publisher = bench.publisher.start()
     fake = await stack.fake(engine_with(lambda: {"0": publisher.page()}))
     router = await stack.router(fake, kv_events=True)
     assert (await router.post("/v1/chat/completions", chat("hi", "p")))[0] == 200
-    following = router.state.following
-    assert following is not None
-    await until(lambda: following.followers)
-    (follower,) = following.followers[next(iter(following.followers))]
+    followers = followers_of(router)
+    await until(lambda: followers)
+    ((follower,),) = followers.values()
     await bench.reach(follower)
     await publisher.send(stored(1, 2, 3, session="p"), stored(9, session="a stranger"))
     cluster = router.gateway.scheduler.cluster
@@ -215,10 +289,9 @@ async def test_backend_that_fails_is_no_longer_known(stack: Stack, bench: Bench)
     await publisher.send(stored(1, session="p"))
     (program,) = router.gateway.scheduler.cluster.program_by_id.values()
     await until(lambda: program.cached)
-    following = router.state.following
-    assert following is not None
+    followers = followers_of(router)
     await fake.kill()
-    await until(lambda: program.cached is None and not following.followers)
+    await until(lambda: program.cached is None and not followers)
     await fake.start()
     await until(lambda: program.cached, 10)
 

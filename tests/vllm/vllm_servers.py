@@ -81,7 +81,8 @@ class Server:
         return read_metrics(httpx.get(f"{self.url}/metrics", trust_env=False).content)
 
     def reset_cache(self) -> None:
-        assert httpx.post(f"{self.url}/reset_prefix_cache", trust_env=False).status_code == 200
+        """Empty its prefix cache, which it refuses while a request's blocks are held."""
+        until(lambda: httpx.post(f"{self.url}/reset_prefix_cache", trust_env=False).json()["success"])
 
 
 def chat(text: str, program: str | None = None, **fields: Any) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
+import sys
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -21,6 +23,7 @@ __all__ = ["KvFollower"]
 _log = structlog.get_logger("thunderagent.kv_events")
 
 _REPLAY_SECONDS = 5.0
+_REPLAY_TRIES = 3
 _REPORT_SECONDS = 0.2
 """Changes are told at most so often."""
 _REPORTED_SESSIONS = 256
@@ -28,6 +31,10 @@ _REPORTED_SESSIONS = 256
 _QUEUED_MESSAGES = 100_000
 """As many as vLLM queues for us; beyond that messages are dropped, and replayed."""
 _END = -1
+_MESSAGES_IN_A_ROW = 50
+"""After so many the loop's other work has a turn: messages that are queued are received without waiting."""
+_FIRST_MESSAGE_SECONDS = 60.0
+"""How long nothing may come over an address that was to be bound and was taken."""
 
 
 @define(eq=False)
@@ -47,20 +54,35 @@ class KvFollower:
 
     async def run(self) -> None:
         """Follow until cancelled. What was told is unknown again then."""
-        socket = self._subscribe()
+        socket, is_in_doubt = self._subscribe()
         try:
             await self._replay(is_first=True)
-            while True:
-                frames = await socket.recv_multipart()
+            for count in itertools.count(1):
+                if count % _MESSAGES_IN_A_ROW == 0:
+                    await asyncio.sleep(0)
+                frames = await self._receive(socket, _FIRST_MESSAGE_SECONDS if is_in_doubt else None)
+                is_in_doubt = False
                 if len(frames) != 3 or len(frames[1]) != 8 or frames[0] != self.source.topic.encode():
                     continue
                 await self._take_live(int.from_bytes(frames[1], "big", signed=True), frames[2])
         finally:
             socket.close(linger=0)
+            if self._report_due is not None:
+                self._report_due.cancel()
             self.mirror.forget()
-            self._tell()
+            self.report(self.mirror.take_changes(sys.maxsize))
 
-    def _subscribe(self) -> zmq.asyncio.Socket:
+    async def _receive(self, socket: zmq.asyncio.Socket, timeout_seconds: float | None) -> list[bytes]:
+        """The next message. Raises ZMQError where an address that somebody else has bound brings none in time."""
+        try:
+            frames: list[bytes] = await asyncio.wait_for(socket.recv_multipart(), timeout_seconds)
+        except asyncio.TimeoutError:
+            raise zmq.ZMQError(errno.EADDRINUSE, f"{self.source.events.endpoint} is taken, and silent") from None
+        return frames
+
+    def _subscribe(self) -> tuple[zmq.asyncio.Socket, bool]:
+        """The socket, and whether its address was to be bound and was taken: by vLLM itself (``tcp://*:0``), or by
+        another router."""
         socket = self.context.socket(zmq.SUB)
         socket.setsockopt(zmq.IPV6, 1)
         socket.setsockopt(zmq.RCVHWM, _QUEUED_MESSAGES)
@@ -85,9 +107,10 @@ class KvFollower:
             endpoint=address.endpoint,
             replay=self.source.replay,
         )
-        return socket
+        return socket, address.may_bind and how == "connect"
 
     async def _take_live(self, sequence: int, payload: bytes) -> None:
+        is_first = self.order.last_live < 0 and self.order.next_sequence == 0
         verdict = self.order.judge(sequence)
         if verdict is Verdict.RESTARTED:
             _log.warning("kv_events.engine_restarted", backend=self.backend, rank=self.source.rank)
@@ -97,7 +120,10 @@ class KvFollower:
             await self._replay(is_first=False)
             verdict = self._without_gap(sequence)
             if verdict is Verdict.MISSED:
-                self._give_up(sequence)
+                if is_first:
+                    self.order.taken(sequence - 1)  # what was before us is not missed, only not known
+                else:
+                    self._give_up(sequence)
                 verdict = Verdict.TAKE
         if verdict is Verdict.TAKE:
             self._apply(sequence, payload)
@@ -114,6 +140,8 @@ class KvFollower:
             self.mirror.forget()
             if self.unreadable == 1:
                 _log.warning("kv_events.unreadable", backend=self.backend, error=str(error))
+        if sequence == 0:
+            self.mirror.is_complete = True
         self.order.taken(sequence)
         if self._report_due is None:
             self._report_due = asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._tell)
@@ -138,30 +166,49 @@ class KvFollower:
             return
         socket = self.context.socket(zmq.DEALER)
         socket.setsockopt(zmq.IPV6, 1)
+        socket.setsockopt(zmq.RCVHWM, 0)  # vLLM sends its whole buffer at once, and drops what is not taken
         try:
             socket.connect(self.source.replay)
-            await socket.send_multipart([b"", self.order.next_sequence.to_bytes(8, "big")])
-            await asyncio.wait_for(self._take_replayed(socket, is_first), _REPLAY_SECONDS)
+            for _ in range(_REPLAY_TRIES):
+                asked_from = self.order.next_sequence
+                await socket.send_multipart([b"", asked_from.to_bytes(8, "big")])
+                if await self._take_replayed(socket, is_first=is_first):
+                    return
+                is_first = is_first and self.order.next_sequence == asked_from
         except asyncio.TimeoutError:
             _log.warning("kv_events.no_replay", backend=self.backend, replay=self.source.replay)
         finally:
             socket.close(linger=0)
 
-    async def _take_replayed(self, socket: zmq.asyncio.Socket, is_first: bool) -> None:
-        while True:
-            frames = await socket.recv_multipart()
+    async def _take_replayed(self, socket: zmq.asyncio.Socket, *, is_first: bool) -> bool:
+        """Take what is sent; False where messages in the midst of it were dropped, so that it is to be asked again.
+
+        Raises:
+            asyncio.TimeoutError: nothing came for a while.
+        """
+        is_whole, is_at_start = True, True
+        for count in itertools.count(1):
+            if count % _MESSAGES_IN_A_ROW == 0:
+                await asyncio.sleep(0)
+            frames = await asyncio.wait_for(socket.recv_multipart(), _REPLAY_SECONDS)
+            if len(frames) < 2:
+                continue
             sequence = int.from_bytes(frames[-2], "big", signed=True)
             if sequence == _END:
-                return
-            if sequence < self.order.next_sequence:
-                continue
-            if sequence > self.order.next_sequence:
+                return is_whole
+            if sequence > self.order.next_sequence and is_at_start:
+                # The publisher has forgotten what was before.
                 if is_first:
                     self.order.taken(sequence - 1)
                 else:
                     self._give_up(sequence)
-            is_first = False
-            self._apply(sequence, frames[-1])
+            is_at_start = is_at_start and sequence < self.order.next_sequence
+            if sequence == self.order.next_sequence:
+                self._apply(sequence, frames[-1])
+                is_at_start = False
+            elif sequence > self.order.next_sequence:
+                is_whole = False
+        return is_whole
 
     def _tell(self) -> None:
         if self._report_due is not None:

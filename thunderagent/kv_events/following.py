@@ -13,7 +13,7 @@ from attrs import define, field
 from thunderagent.core.events import CachedPrefix
 from thunderagent.core.ids import BackendId, ProgramId
 from thunderagent.kv_events.follower import KvFollower
-from thunderagent.kv_events.mirror import SessionBlocks
+from thunderagent.kv_events.mirror import CacheMirror, SessionBlocks
 from thunderagent.kv_events.sources import Source, SourcesUnreadable, read_sources
 from thunderagent.upstream.client import BackendClient, ForwardFailed
 
@@ -30,9 +30,13 @@ _REMEDY = """vLLM 0.32 or later with --kv-events-config '{"enable_kv_cache_event
 
 @define(eq=False)
 class KvFollowing:
-    """Followers of all backends. ``tell`` gets what is cached of programs, unknown ids among them."""
+    """Followers of all backends.
+
+    ``tell`` gets what is cached of programs; ``program_of`` says whose a session is, None where it is nobody's.
+    """
 
     tell: Callable[[BackendId, Sequence[CachedPrefix]], None]
+    program_of: Callable[[str], ProgramId | None]
     followers: dict[BackendId, list[KvFollower]] = field(factory=dict)
     _context: zmq.asyncio.Context = field(factory=zmq.asyncio.Context)
     _is_told_off: set[BackendId] = field(factory=set)
@@ -46,6 +50,8 @@ class KvFollowing:
                     await self._follow_all(backend, sources)
                 except zmq.ZMQError as error:
                     _log.warning("kv_events.failed", backend=backend, error=str(error))
+                except Exception:  # a bug in reading events must not end the following
+                    _log.exception("kv_events.failed", backend=backend)
             await asyncio.sleep(_AGAIN_SECONDS)
 
     def close(self) -> None:
@@ -53,9 +59,11 @@ class KvFollowing:
         self._context.destroy(linger=0)
 
     def cached_tokens(self, backend: BackendId) -> int | None:
-        """Tokens of all blocks in the backend's cache; None while its events are not followed."""
+        """Tokens of all blocks in the backend's cache; None while not all of it is known from its events."""
         followers = self.followers.get(backend)
-        return None if followers is None else sum(follower.mirror.cached_tokens for follower in followers)
+        if followers is None or not all(follower.mirror.is_complete for follower in followers):
+            return None
+        return sum(follower.mirror.cached_tokens for follower in followers)
 
     def gaps(self, backend: BackendId) -> int:
         """Times that events were missed for good, since the backend was last followed."""
@@ -94,9 +102,14 @@ class KvFollowing:
         followers: list[KvFollower] = []
 
         def report(changes: Sequence[SessionBlocks]) -> None:
-            self.tell(backend, [_merged(change, followers) for change in changes])
+            known = [
+                (program, change) for change in changes if (program := self.program_of(change.session)) is not None
+            ]
+            self.tell(backend, [_merged(program, change, followers) for program, change in known])
 
-        followers += [KvFollower(backend, source, report, self._context) for source in sources]
+        for source in sources:
+            mirror = CacheMirror(lambda session: self.program_of(session) is not None)
+            followers.append(KvFollower(backend, source, report, self._context, mirror))
         self.followers[backend] = followers
         tasks = [asyncio.ensure_future(follower.run()) for follower in followers]
         try:
@@ -105,10 +118,11 @@ class KvFollowing:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-            del self.followers[backend]
+            if self.followers.get(backend) is followers:
+                del self.followers[backend]
 
 
-def _merged(change: SessionBlocks, followers: Sequence[KvFollower]) -> CachedPrefix:
+def _merged(program: ProgramId, change: SessionBlocks, followers: Sequence[KvFollower]) -> CachedPrefix:
     """A program's turns go to any data-parallel rank: the rank that has most of it counts."""
     best = change
     if len(followers) > 1:
@@ -116,4 +130,4 @@ def _merged(change: SessionBlocks, followers: Sequence[KvFollower]) -> CachedPre
             blocks for follower in followers if (blocks := follower.mirror.blocks_of(change.session)) is not None
         ]
         best = max(found, key=lambda blocks: blocks.prefix_tokens or 0, default=change)
-    return CachedPrefix(ProgramId(change.session), best.prefix_tokens, best.held_tokens)
+    return CachedPrefix(program, best.prefix_tokens, best.held_tokens)

@@ -15,7 +15,8 @@ _DEVICE = ("GPU", None)
 class BlockStored(msgspec.Struct, tag=True):
     """Full blocks that a request computed, behind one another from ``parent_block_hash`` (None: from the start).
 
-    ``session_id`` is the session of the request that stored them; vLLM reports no hits.
+    ``session_id`` is the session of the request that stored them. Hits are reported only where a client asks for it
+    (``kv_cache_report_mode``).
     """
 
     block_hashes: list[BlockHash]
@@ -23,6 +24,7 @@ class BlockStored(msgspec.Struct, tag=True):
     block_size: int
     medium: str | None = None
     group_idx: int | None = None
+    kv_cache_spec_kind: str | None = None
     session_id: str | None = None
 
 
@@ -54,9 +56,7 @@ class Unreadable(Exception):
 
 
 def read_batch(payload: bytes) -> list[KvEvent]:
-    """The events of one message, those of other media and of further cache groups left out.
-
-    A model with several kinds of attention has a group of blocks for each; the first one has the whole prefix.
+    """The events of one message, those of other media left out.
 
     Raises:
         Unreadable: an engine that writes another form, as older ones do, whose events name no session either.
@@ -65,8 +65,4 @@ def read_batch(payload: bytes) -> list[KvEvent]:
         batch = _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Unreadable(str(error)) from error
-    return [event for event in batch.events if isinstance(event, AllBlocksCleared) or _counts(event)]
-
-
-def _counts(event: BlockStored | BlockRemoved) -> bool:
-    return event.medium in _DEVICE and not event.group_idx
+    return [event for event in batch.events if isinstance(event, AllBlocksCleared) or event.medium in _DEVICE]

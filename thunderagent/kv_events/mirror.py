@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from attrs import define, field, frozen
 
-from thunderagent.kv_events.messages import AllBlocksCleared, BlockHash, BlockRemoved, BlockStored, KvEvent
+from thunderagent.kv_events.messages import AllBlocksCleared, BlockHash, BlockStored, KvEvent
 
 __all__ = ["CacheMirror", "SessionBlocks"]
 
@@ -23,6 +23,11 @@ class SessionBlocks:
     session: str
     prefix_tokens: int | None
     held_tokens: int
+
+
+_WINDOWS = ("sliding", "chunked", "mamba", "linear", "conv", "cross", "encoder")
+"""In the names of kinds of attention whose blocks are not a whole prefix."""
+_PURGE_HOLDERS = 16
 
 
 @define(eq=False)
@@ -43,16 +48,26 @@ class _Block:
     copies: int = 1
     """Two requests that compute the same content side by side store it twice."""
     children: int = 0
-    holders: list[_Session] = field(factory=list)
+    holders: dict[_Session, None] = field(factory=dict)
     """Sessions that stored it or a block behind it."""
+    purge_at: int = _PURGE_HOLDERS
+    """At so many holders those that nobody asks for any more are taken out."""
 
 
 @define(eq=False)
 class CacheMirror:
-    """Every method is O(blocks named), but that each block before a new one is claimed once per session."""
+    """Every method is O(blocks named), but that each block before a new one is claimed once per session.
 
+    A model with several kinds of attention has a group of blocks for each; those of full attention are the prefix.
+    """
+
+    knows: Callable[[str], bool] = lambda session: True
+    """Whether anybody asks for a session: others are not kept."""
     cached_tokens: int = 0
     """Tokens of all blocks cached, copies counted once."""
+    is_complete: bool = False
+    """All that is cached was seen to be stored."""
+    _group: int | None = None
     _blocks: dict[BlockHash, _Block] = field(factory=dict)
     _sessions: dict[str, _Session] = field(factory=dict)
     _changed: dict[str, _Session] = field(factory=dict)
@@ -60,21 +75,24 @@ class CacheMirror:
     def apply(self, events: Sequence[KvEvent]) -> None:
         """Take events in the order in which the engine sent them."""
         for event in events:
-            if isinstance(event, BlockStored):
-                self._store(event)
-            elif isinstance(event, BlockRemoved):
+            if isinstance(event, AllBlocksCleared):
+                self.clear()
+            elif isinstance(event, BlockStored):
+                if self._is_prefix_group(event) and event.block_hashes:
+                    self._store(event)
+            elif (event.group_idx or 0) == self._group:
                 for block in event.block_hashes:
                     self._remove(block)
-            elif isinstance(event, AllBlocksCleared):
-                self.clear()
 
     def clear(self) -> None:
         """Nothing is cached any more."""
         self._drop(0)
+        self.is_complete = True
 
     def forget(self) -> None:
         """Nothing is known any more of what is cached."""
         self._drop(None)
+        self.is_complete = False
 
     def blocks_of(self, session: str) -> SessionBlocks | None:
         """What is cached of a session; None where no block is. O(1)."""
@@ -95,8 +113,17 @@ class CacheMirror:
             taken.append(SessionBlocks(session.id, session.prefix_tokens, session.held_tokens))
         return taken
 
+    def _is_prefix_group(self, event: BlockStored) -> bool:
+        """Whether its blocks are of the group that counts, which is the first of full attention that is seen."""
+        group, kind = event.group_idx or 0, event.kv_cache_spec_kind or ""
+        if self._group is None and not any(name in kind for name in _WINDOWS):
+            self._group = group
+        return group == self._group
+
     def _store(self, event: BlockStored) -> None:
-        session = None if event.session_id is None else self._session(event.session_id)
+        session = None
+        if event.session_id is not None and self.knows(event.session_id):
+            session = self._session(event.session_id)
         parent = event.parent_block_hash
         for name in event.block_hashes:
             block = self._blocks.get(name)
@@ -128,9 +155,23 @@ class CacheMirror:
             block = self._blocks.get(name)
             if block is None or session in block.holders:
                 return
-            block.holders.append(session)
+            if len(block.holders) >= block.purge_at:
+                self._purge(block)
+            block.holders[session] = None
             session.held_tokens += block.tokens
             name = block.parent
+
+    def _purge(self, block: _Block) -> None:
+        """Take out sessions that are over: a shared beginning stays for longer than any of them."""
+        for session in [session for session in block.holders if not self.knows(session.id)]:
+            del block.holders[session]
+            session.held_tokens -= block.tokens
+            self._drop_if_empty(session)
+        block.purge_at = max(_PURGE_HOLDERS, 2 * len(block.holders))
+
+    def _drop_if_empty(self, session: _Session) -> None:
+        if not session.held_tokens and self._sessions.get(session.id) is session:
+            del self._sessions[session.id]
 
     def _remove(self, name: BlockHash) -> None:
         block = self._blocks.get(name)
@@ -144,17 +185,31 @@ class CacheMirror:
         before = None if block.parent is None else self._blocks.get(block.parent)
         if before is not None:
             before.children -= 1
+        start_tokens = None if block.depth_tokens is None else block.depth_tokens - block.tokens
         for session in block.holders:
             session.held_tokens -= block.tokens
             if session.tip == name:
                 session.tip = None if before is None else block.parent
-                session.prefix_tokens = 0 if before is None else before.depth_tokens
-            elif block.children and block.depth_tokens is not None and session.prefix_tokens is not None:
-                # A hole: what stands on this block cannot be found any more, though it is still cached.
-                session.prefix_tokens = min(session.prefix_tokens, block.depth_tokens - block.tokens)
+                self._shorten(session, start_tokens)
+            elif block.children and self._is_below_tip(session, name):
+                self._shorten(session, start_tokens)  # what stands on it is cached, but cannot be found any more
             self._changed[session.id] = session
-            if not session.held_tokens and self._sessions.get(session.id) is session:
-                del self._sessions[session.id]
+            self._drop_if_empty(session)
+
+    @staticmethod
+    def _shorten(session: _Session, tokens: int | None) -> None:
+        if session.prefix_tokens is not None and tokens is not None:
+            session.prefix_tokens = min(session.prefix_tokens, tokens)
+
+    def _is_below_tip(self, session: _Session, name: BlockHash) -> bool:
+        """Whether a block that has just gone is on the way to the session's tip; True where a hole hides that."""
+        at = session.tip
+        while at is not None and at != name:
+            block = self._blocks.get(at)
+            if block is None:
+                return True
+            at = block.parent
+        return at == name
 
     def _session(self, name: str) -> _Session:
         session = self._sessions.get(name)

@@ -19,7 +19,7 @@ def follow_kv_events(state: State) -> None:
         from thunderagent.kv_events.following import KvFollowing  # pyzmq is an optional extra
     except ImportError as error:
         raise ConfigError(f"--kv-events needs pyzmq ({error}): pip install 'thunderagent[kv-events]'") from None
-    following = KvFollowing(state.gateway.observe_prefixes)
+    following = KvFollowing(state.gateway.observe_prefixes, state.gateway.program_of_session)
 
     async def follow(entry: WatchedBackend) -> None:
         if entry.reader.name == "vllm":

@@ -89,14 +89,19 @@ def _first(samples: Samples, names: Sequence[str]) -> Sequence[Sample]:
 
 
 def _capacity(samples: Sequence[Sample]) -> int | None:
-    """None unless every engine names both numbers: part of a sum would be a wrong capacity."""
+    """None unless every engine names both numbers: part of a sum would be a wrong capacity.
+
+    Groups of layers with attention of different kinds share the blocks: ``kv_cache_size_tokens``, where it is told,
+    knows of them, but not of the block that is reserved.
+    """
     by_engine: dict[str | None, int] = {}
     for sample in samples:
         blocks = _positive(sample.labels.get("num_gpu_blocks"))
         size = _positive(sample.labels.get("block_size"))
         if blocks is None or size is None:
             return None
-        by_engine[sample.labels.get("engine")] = (blocks - 1) * size
+        tokens, told_tokens = (blocks - 1) * size, _positive(sample.labels.get("kv_cache_size_tokens"))
+        by_engine[sample.labels.get("engine")] = tokens if told_tokens is None else min(tokens, told_tokens)
     return sum(by_engine.values()) or None
 
 
