@@ -166,6 +166,21 @@ async def test_long_replay_is_taken_whole_while_others_work(bench: Bench) -> Non
     assert longest_seconds < 0.2
 
 
+async def test_following_ends_in_the_midst_of_a_replay(bench: Bench) -> None:
+    """A cancellation that comes while messages are there already is not swallowed: else shutdown hangs."""
+    bench.publisher.keeps = 10_000
+    bench.publisher.start()
+    for number in range(10_000):
+        await bench.publisher.send(removed(number), lose=True)
+    follower = bench.follow()
+    await until(lambda: follower.order.next_sequence > 100)
+    (task,) = bench.tasks
+    task.cancel()
+    await asyncio.wait((task,), timeout=2)
+    assert task.cancelled()
+    assert follower.order.next_sequence < 10_000
+
+
 async def test_engine_that_starts_anew_has_an_empty_cache(bench: Bench) -> None:
     """Its numbers begin again, the first of them lost."""
     bench.publisher.start()

@@ -74,10 +74,9 @@ class KvFollower:
 
     async def _receive(self, socket: zmq.asyncio.Socket, timeout_seconds: float | None) -> list[bytes]:
         """The next message. Raises ZMQError where an address that somebody else has bound brings none in time."""
-        try:
-            frames: list[bytes] = await asyncio.wait_for(socket.recv_multipart(), timeout_seconds)
-        except asyncio.TimeoutError:
-            raise zmq.ZMQError(errno.EADDRINUSE, f"{self.source.events.endpoint} is taken, and silent") from None
+        if timeout_seconds is not None and not await socket.poll(1000 * timeout_seconds):
+            raise zmq.ZMQError(errno.EADDRINUSE, f"{self.source.events.endpoint} is taken, and silent")
+        frames: list[bytes] = await socket.recv_multipart()
         return frames
 
     def _subscribe(self) -> tuple[zmq.asyncio.Socket, bool]:
@@ -190,7 +189,10 @@ class KvFollower:
         for count in itertools.count(1):
             if count % _MESSAGES_IN_A_ROW == 0:
                 await asyncio.sleep(0)
-            frames = await asyncio.wait_for(socket.recv_multipart(), _REPLAY_SECONDS)
+            # Not wait_for: up to Python 3.11 it swallows a cancellation that comes when the message is there already.
+            if not await socket.poll(1000 * _REPLAY_SECONDS):
+                raise asyncio.TimeoutError
+            frames = await socket.recv_multipart()
             if len(frames) < 2:
                 continue
             sequence = int.from_bytes(frames[-2], "big", signed=True)
