@@ -32,6 +32,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO
 
+import aiohttp
 from attrs import asdict, evolve, frozen
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -264,6 +265,8 @@ def main() -> None:
     print(f"logs: {logs}", flush=True)
     try:
         results = _run(options, _plan(options), logs)
+    except aiohttp.ClientError as error:
+        raise SystemExit(f"a server could not be asked: {type(error).__name__}: {error}") from None
     except (NotPrepared, ChildFailed) as error:
         raise SystemExit(str(error)) from None
     print(*ratios(results), f"{time.monotonic() - began_at:.0f} s in all", sep="\n")

@@ -90,6 +90,14 @@ def test_wrong_options(arguments: tuple[str, ...], text: str) -> None:
     assert (done.returncode, text in done.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("url", ["X", "http://127.0.0.1:9"])
+def test_backend_that_is_not_there_is_told_in_a_line(url: str) -> None:
+    """No scheme, or nobody listens."""
+    done = run("--backends", url, "--model", "m", *SMALL)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "a server could not be asked" in done.stderr
+
+
 def test_server_that_does_not_start_is_told_with_its_log(tmp_path: Path) -> None:
     """The end of what it wrote."""
     command = tmp_path / "vllm"
