@@ -35,10 +35,17 @@ from multiprocessing.connection import Connection
 from typing import IO, Any
 
 from attrs import define, field, frozen
-from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.overflow_ends import BACKENDS, MEAN_TOKENS, Agents, run_probe, run_stubs
-from benchmarks.processes import cpu_seconds, free_port, resident_bytes, start_router
+from benchmarks.processes import (
+    cpu_seconds,
+    free_port,
+    resident_bytes,
+    router_samples,
+    start_router,
+    stop_router,
+    totals_of,
+)
 
 PRESSURE = 1.6
 HEADROOM_TOKENS = 100
@@ -72,13 +79,13 @@ def _page(port: int, path: str) -> bytes:
 
 
 def _scheduling(port: int) -> Scheduling:
-    totals: dict[str, float] = {}
-    within: dict[float, float] = {}
-    for family in text_string_to_metric_families(_page(port, "/metrics").decode()):
-        for sample in family.samples:
-            totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
-            if sample.name == "thunderagent_scheduling_seconds_bucket":
-                within[float(sample.labels["le"])] = sample.value
+    samples = router_samples(f"http://127.0.0.1:{port}")
+    totals = totals_of(samples)
+    within = {
+        float(sample.labels["le"]): sample.value
+        for sample in samples
+        if sample.name == "thunderagent_scheduling_seconds_bucket"
+    }
     events = totals["thunderagent_scheduling_seconds_count"]
     return Scheduling(
         events=int(events),
@@ -86,7 +93,7 @@ def _scheduling(port: int) -> Scheduling:
         at_most_seconds=min(bound for bound, count in within.items() if count == events),
         quick_share=within[0.001] / events,
         holds=int(totals["thunderagent_holds_total"]),
-        pauses=int(totals.get("thunderagent_pauses_total", 0)),
+        pauses=int(totals["thunderagent_pauses_total"]),
         resumes=int(totals["thunderagent_resumes_total"]),
     )
 
@@ -213,15 +220,11 @@ def _raise_file_limit(programs: int) -> None:
 
 def _stop(run: Run) -> None:
     """SIGTERM; the router must end with 0 within its drain time."""
-    run.router.terminate()
-    try:
-        status = run.router.wait(DRAIN_SECONDS)
-    except subprocess.TimeoutExpired:
-        run.router.kill()
+    status = stop_router(run.router, DRAIN_SECONDS)
+    if status is None:
         run.failures.append(f"the router did not end within {DRAIN_SECONDS:g} s of SIGTERM")
-    else:
-        if status != 0:
-            run.failures.append(f"the router ended with status {status}")
+    elif status != 0:
+        run.failures.append(f"the router ended with status {status}")
 
 
 def measure(programs: int, seconds: float, event_limit_seconds: float, log: IO[bytes]) -> Run:

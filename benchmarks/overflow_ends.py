@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 
 from attrs import define, field
 
-from benchmarks.processes import json_answer
+from benchmarks.processes import HttpStub, json_answer
 
 __all__ = ["BACKENDS", "MEAN_TOKENS", "Agents", "run_probe", "run_stubs"]
 
@@ -51,37 +51,24 @@ def _chat_answer(body_bytes: int) -> bytes:
     return json_answer(json.dumps(answer).encode())
 
 
-class _Stub(asyncio.Protocol):
+class _Stub(HttpStub):
     """A vLLM's pages at once, its answers after 0.2 to 1 s."""
 
     def __init__(self, pages: dict[bytes, bytes]) -> None:
-        self._pages, self._buffer = pages, bytearray()
+        super().__init__()
+        self._pages = pages
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            return
-        head = bytes(self._buffer[:end])
-        found = head.lower().partition(b"content-length:")[2]
-        size = int(found.split(b"\r\n", 1)[0]) if found else 0
-        if len(self._buffer) < end + 4 + size:
-            return
-        del self._buffer[: end + 4 + size]
+    def answer(self, head: bytes, size_bytes: int) -> None:
         method, target, _ = head.split(b" ", 2)
         if method == b"GET":
-            self._transport.write(self._pages[target])
+            self.transport.write(self._pages[target])
         else:
             delay_seconds = random.uniform(0.2, 1.0)
-            asyncio.get_running_loop().call_later(delay_seconds, self._answer, _chat_answer(size))
+            asyncio.get_running_loop().call_later(delay_seconds, self._write, _chat_answer(size_bytes))
 
-    def _answer(self, answer: bytes) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(answer)
+    def _write(self, answer: bytes) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(answer)
 
 
 async def _serve_stubs(control: Connection, capacity_tokens: int) -> None:

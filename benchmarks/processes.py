@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import IO
+
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from examples.processes import free_port
 
-__all__ = ["cpu_seconds", "free_port", "json_answer", "resident_bytes", "start_router"]
+__all__ = [
+    "HttpStub",
+    "cpu_seconds",
+    "free_port",
+    "json_answer",
+    "resident_bytes",
+    "router_samples",
+    "start_router",
+    "stop_router",
+    "totals_of",
+]
 
 _START_SECONDS = 20.0
 
@@ -51,6 +66,59 @@ def start_router(
             raise SystemExit("the router did not start")
         time.sleep(0.05)
     return router
+
+
+def stop_router(router: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """SIGTERM, and SIGKILL after ``seconds``; the exit status, None where it had to be killed."""
+    router.terminate()
+    try:
+        return router.wait(seconds)
+    except subprocess.TimeoutExpired:
+        router.kill()
+        return None
+
+
+def router_samples(url: str) -> list[Sample]:
+    """What the router's ``GET /metrics`` says."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        return [sample for family in families for sample in family.samples]
+
+
+def totals_of(samples: Iterable[Sample]) -> defaultdict[str, float]:
+    """By name, summed over labels."""
+    totals: defaultdict[str, float] = defaultdict(float)
+    for sample in samples:
+        totals[sample.name] += sample.value
+    return totals
+
+
+class HttpStub(asyncio.Protocol):
+    """Reads requests, one after the other, and hands each whole one to ``answer``."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        head = bytes(self._buffer[:end])
+        found = head.lower().partition(b"content-length:")[2]
+        size_bytes = int(found.split(b"\r\n", 1)[0]) if found else 0
+        if len(self._buffer) < end + 4 + size_bytes:
+            return
+        del self._buffer[: end + 4 + size_bytes]
+        self.answer(head, size_bytes)
+
+    def answer(self, head: bytes, size_bytes: int) -> None:
+        """A request with that head, and a body of so many bytes, is to be answered."""
+        raise NotImplementedError
 
 
 def _is_ready(port: int) -> bool:

@@ -21,7 +21,7 @@ import time
 import urllib.request
 from multiprocessing.connection import Connection
 
-from benchmarks.processes import cpu_seconds, free_port, json_answer, start_router
+from benchmarks.processes import HttpStub, cpu_seconds, free_port, json_answer, start_router
 
 CONNECTIONS = 16
 _ANSWER_BODY = json.dumps(
@@ -36,28 +36,11 @@ _ANSWER_BODY = json.dumps(
 _MODELS_BODY = b'{"object":"list","data":[{"id":"stub","object":"model"}]}'
 
 
-class _Stub(asyncio.Protocol):
+class _Stub(HttpStub):
     """Answers each request with the same bytes as soon as its body is there."""
 
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0 or self._transport is None:
-            return
-        head = bytes(self._buffer[:end]).lower()
-        size = int(head.split(b"content-length:")[1].split(b"\r\n")[0]) if b"content-length:" in head else 0
-        if len(self._buffer) < end + 4 + size:
-            return
-        del self._buffer[: end + 4 + size]
-        self._transport.write(json_answer(_MODELS_BODY if head.startswith(b"get") else _ANSWER_BODY))
+    def answer(self, head: bytes, size_bytes: int) -> None:
+        self.transport.write(json_answer(_MODELS_BODY if head.startswith(b"GET") else _ANSWER_BODY))
 
 
 async def _serve_stub(control: Connection) -> None:

@@ -23,10 +23,8 @@ import asyncio
 import json
 import os
 import platform
-import subprocess
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -34,9 +32,8 @@ from typing import IO
 
 import aiohttp
 from attrs import asdict, evolve, frozen
-from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.processes import start_router
+from benchmarks.processes import router_samples, start_router, stop_router, totals_of
 from benchmarks.vllm_agents import Agents, Workload
 from benchmarks.vllm_counters import EngineCounts, Engines
 from benchmarks.vllm_servers import cpu_servers, gpus, serving
@@ -84,11 +81,20 @@ class Result:
 
 
 async def measure(
-    engines: Engines, workload: Workload, arm: str, demand: float, repetition: int, *, log: IO[bytes]
+    engines: Engines,
+    workload: Workload,
+    sizes: tuple[int, float],
+    arm: str,
+    demand: float,
+    repetition: int,
+    *,
+    log: IO[bytes],
 ) -> Result:
-    """Empty the caches, let the agents of one arm work to their end, read what the engines counted."""
-    kv_tokens = await engines.kv_tokens()
-    tokens_per_word = await engines.tokens_per_word()
+    """Empty the caches, let the agents of one arm work to their end, read what the engines counted.
+
+    ``sizes``: KV tokens per server, and tokens per word.
+    """
+    kv_tokens, tokens_per_word = sizes
     count = max(1, round(demand * kv_tokens * len(engines.urls) / workload.peak_tokens))
     is_reset = await engines.reset_prefix_caches()
     # Where caches cannot be emptied, texts that nobody has sent before do; where they can, all arms get the same.
@@ -101,21 +107,21 @@ async def measure(
         await agents.run(count, run_name)
         seconds = time.monotonic() - began_at
         engine = (await engines.counts()).since(before)
-        totals = _router_totals(router_url) if router_url else {}
-    waits = sorted(turn.seconds for turn in agents.turns) or [0.0]
+        totals = totals_of(router_samples(router_url) if router_url else ())
+    waits = sorted(agents.turn_seconds) or [0.0]
     return Result(
         len(engines.urls),
         arm,
         demand,
         repetition,
         count,
-        len(agents.turns),
+        len(agents.turn_seconds),
         seconds,
         engine,
         waits[len(waits) // 2],
         waits[min(len(waits) - 1, round(0.99 * len(waits)))],
-        round(totals.get("thunderagent_holds_total", 0)),
-        round(totals.get("thunderagent_pauses_total", 0)),
+        round(totals["thunderagent_holds_total"]),
+        round(totals["thunderagent_pauses_total"]),
         tuple(agents.errors),
     )
 
@@ -131,21 +137,7 @@ def _router(engines: Engines, arm: str, log: IO[bytes]) -> Iterator[str | None]:
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        router.terminate()
-        try:
-            router.wait(_DRAIN_SECONDS)
-        except subprocess.TimeoutExpired:
-            router.kill()
-
-
-def _router_totals(url: str) -> dict[str, float]:
-    """The router's counters, summed over labels."""
-    totals: dict[str, float] = {}
-    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
-        for family in text_string_to_metric_families(answer.read().decode()):
-            for sample in family.samples:
-                totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
-    return totals
+        stop_router(router, _DRAIN_SECONDS)
 
 
 # All of them
@@ -153,10 +145,11 @@ def _router_totals(url: str) -> dict[str, float]:
 
 def run_plan(engines: Engines, workload: Workload, plan: Plan, log: IO[bytes]) -> Iterator[Result]:
     """Every arm at every demand, alternating, as often as planned."""
+    sizes = (asyncio.run(engines.kv_tokens()), asyncio.run(engines.tokens_per_word()))
     for demand in plan.demands:
         for repetition in range(1, plan.repetitions + 1):
             for arm in plan.arms if repetition % 2 else reversed(plan.arms):
-                yield asyncio.run(measure(engines, workload, arm, demand, repetition, log=log))
+                yield asyncio.run(measure(engines, workload, sizes, arm, demand, repetition, log=log))
 
 
 HEADER = (

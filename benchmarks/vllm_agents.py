@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 from attrs import define, field, frozen
 
-__all__ = ["Agents", "Turn", "Workload"]
+__all__ = ["Agents", "Workload", "sample_text"]
 
 _WORDS = (
     *keyword.kwlist,
@@ -52,26 +52,9 @@ class Workload:
         return self.first_tokens + self.turns * self.output_tokens + (self.turns - 1) * self.tool_tokens
 
 
-@frozen
-class Turn:
-    """One turn as its agent saw it; seconds on one clock."""
-
-    agent: int
-    sent_at: float
-    first_byte_at: float
-    ended_at: float
-    prompt_tokens: int
-    cached_tokens: int
-    output_tokens: int
-
-    @property
-    def seconds(self) -> float:
-        return self.ended_at - self.sent_at
-
-
 @define
 class Agents:
-    """Agents that all begin at once; ``turns`` are the finished ones, ``errors`` what agents gave up for."""
+    """Agents that all begin at once; ``errors`` are what agents gave up for."""
 
     urls: tuple[str, ...]
     """An agent stays at one of them."""
@@ -83,7 +66,8 @@ class Agents:
     """Programs are released at the end."""
     request_limit: int | None = None
     """Requests that run at once per URL, the others wait in the client. None: no limit."""
-    turns: list[Turn] = field(factory=list)
+    turn_seconds: list[float] = field(factory=list)
+    """Of each finished turn, waits included."""
     errors: list[str] = field(factory=list)
 
     async def run(self, count: int, run_name: str) -> None:
@@ -109,7 +93,8 @@ class Agents:
                     messages.append({"role": "user", "content": self._text(chance, self.workload.tool_tokens)})
                 sent_at = time.monotonic()
                 async with limit:
-                    answer = await self._take_turn(session, url, program_id, number, messages, sent_at)
+                    answer = await self._take_turn(session, url, program_id, messages)
+                self.turn_seconds.append(time.monotonic() - sent_at)
                 messages.append({"role": "assistant", "content": answer})
         except (aiohttp.ClientError, asyncio.TimeoutError, ValueError, KeyError) as error:
             self.errors.append(f"{program_id}: {error!r}")
@@ -119,13 +104,7 @@ class Agents:
                     self.errors.append(f"{program_id}: release was answered {release.status}")
 
     async def _take_turn(
-        self,
-        session: aiohttp.ClientSession,
-        url: str,
-        program_id: str,
-        number: int,
-        messages: list[dict[str, str]],
-        sent_at: float,
+        self, session: aiohttp.ClientSession, url: str, program_id: str, messages: list[dict[str, str]]
     ) -> str:
         body = {
             "model": self.model,
@@ -138,12 +117,11 @@ class Agents:
             **({"program_id": program_id} if self.is_routed else {}),
         }
         parts: list[str] = []
-        first_byte_at, usage = 0.0, None
+        usage = None
         async with session.post(f"{url}/v1/chat/completions", json=body) as answer:
             if answer.status != 200:
                 raise ValueError(f"status {answer.status}: {(await answer.text())[:300]}")
             async for line in answer.content:
-                first_byte_at = first_byte_at or time.monotonic()
                 if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
                     continue
                 event: dict[str, Any] = json.loads(line[6:])
@@ -153,18 +131,6 @@ class Agents:
                 parts += (choice["delta"].get("content") or "" for choice in event["choices"])
         if usage is None:
             raise ValueError("the stream ended without usage")
-        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        self.turns.append(
-            Turn(
-                number,
-                sent_at,
-                first_byte_at,
-                time.monotonic(),
-                usage["prompt_tokens"],
-                cached,
-                usage["completion_tokens"],
-            )
-        )
         return "".join(parts)
 
     def _text(self, chance: random.Random, tokens: int) -> str:

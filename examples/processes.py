@@ -107,12 +107,9 @@ class Child:
         """Ask the process group to end, kill it after ``seconds``, reap it; the exit status."""
         if self.returncode is None:
             self._signal(signal.SIGTERM)
-            if self.wait(seconds) is None:
-                self._signal(signal.SIGKILL)
-                self._process.wait()
-        # What the child itself may have left in its session; its own end does not take them along.
-        self._signal(signal.SIGKILL)
-        return self._process.wait()
+            self.wait(seconds)
+        # Also what the child itself may have left in its session; its own end does not take them along.
+        return self.kill()
 
     def kill(self) -> int:
         """End the process group at once and reap it; the exit status."""

@@ -14,7 +14,7 @@ from typing import ClassVar
 from attrs import define, field
 
 from policies.pause_resume_pauses import Pauses
-from policies.pause_resume_places import Places, asks
+from policies.pause_resume_places import Places, asks, key_of
 from policies.pause_resume_published import resume_published
 from policies.pause_resume_ranks import rank
 from policies.pause_resume_rooms import Rooms
@@ -181,7 +181,7 @@ class PauseResume(Policy):
             if len(taken) >= most_taken:
                 break
             turn, program = waiter.turn, waiter.program
-            if picked and (turn.id if program is None else program.id) in picked:
+            if picked and key_of(waiter) in picked:
                 continue
             bound = places.bound_to(turn, waiter.since, cluster)
             if bound is not None and bound.id in taken:

@@ -7,7 +7,7 @@ from itertools import chain, islice
 
 from attrs import define, field
 
-from policies.pause_resume_places import Places, asks
+from policies.pause_resume_places import Places, asks, key_of
 from policies.pause_resume_ranks import rank
 from policies.pause_resume_rooms import Rooms
 from policies.pause_resume_settings import Settings
@@ -105,7 +105,7 @@ class Pauses:
             return
         leaving = self._enough(waiter, place, program, cluster)
         if leaving:
-            self._rotating = (_key(waiter), place.id)
+            self._rotating = (key_of(waiter), place.id)
         for victim in leaving:
             if victim.turn_count:
                 self._leaving.add(victim.id)
@@ -185,7 +185,7 @@ class Pauses:
 
     def _is_helped(self, waiter: WaiterView, cluster: ClusterView) -> bool:
         """Whether those that leave where room was last made for the waiter leave enough."""
-        if self._rotating is None or self._rotating[0] != _key(waiter):
+        if self._rotating is None or self._rotating[0] != key_of(waiter):
             return False
         place = cluster.backend(self._rotating[1])
         if place is None or not self.places.could_use(waiter, place, cluster):
@@ -230,7 +230,3 @@ class Pauses:
         is_free = backend.turn_count == 0 and backend.reserved_tokens == 0
         leaves_it_empty = is_free and rooms.left(backend) == len(victims)
         return victims if missing_tokens <= 0 or leaves_it_empty else []
-
-
-def _key(waiter: WaiterView) -> ProgramId | TurnId:
-    return waiter.turn.id if waiter.program is None else waiter.program.id

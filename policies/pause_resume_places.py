@@ -9,14 +9,28 @@ from attrs import define
 from policies.origins import origin_of
 from policies.pause_resume_rooms import Rooms
 from policies.pause_resume_settings import Settings
-from thunderagent.policy import BackendId, BackendView, ClusterView, DemandView, TurnView, WaiterView
+from thunderagent.policy import (
+    BackendId,
+    BackendView,
+    ClusterView,
+    DemandView,
+    ProgramId,
+    TurnId,
+    TurnView,
+    WaiterView,
+)
 
-__all__ = ["Places", "asks"]
+__all__ = ["Places", "asks", "key_of"]
 
 
 def asks(waiter: WaiterView) -> bool:
     """Whether it asks for a place: not so for turns that wait at their program's place, in lines of their own."""
     return waiter.turn.place is None
+
+
+def key_of(waiter: WaiterView) -> ProgramId | TurnId:
+    """Who it is: a program, or a turn that waits alone."""
+    return waiter.turn.id if waiter.program is None else waiter.program.id
 
 
 @define(eq=False)
@@ -66,15 +80,7 @@ class Places:
 
     def _origin(self, turn: TurnView, cluster: ClusterView) -> BackendView | None:
         """The backend to be preferred for the sake of the prefix."""
-        program = turn.program
-        if program is None or self.settings.resume_on in ("roomiest", "tightest"):
-            return None
-        if turn.waits_alone:
-            return origin_of(turn, cluster)
-        if program.origin is None:
-            return None
-        origin = cluster.backend(program.origin)
-        return origin if origin is not None and turn.may_run_on(origin) else None
+        return None if self.settings.resume_on in ("roomiest", "tightest") else origin_of(turn, cluster)
 
     def _fits(self, turn: TurnView, demand: DemandView, backend: BackendView) -> bool:
         return could_hold(backend, turn) and self.rooms.fits(backend, self.rooms.added_tokens(demand, backend))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import structlog
@@ -112,14 +112,15 @@ class BackendPool:
     """Owns the clients and the watching tasks; tells the scheduler through ``send``.
 
     ``can_spare`` says whether the other backends can take over for one; asked before a backend that looks healthy
-    is taken out. ``follow`` is run for each backend while it is healthy, and cancelled when it fails or is removed.
+    is taken out. ``follow`` is run once for each backend while it is healthy, and cancelled when it fails or is
+    removed.
     """
 
     settings: WatchSettings
     send: Callable[[Event], None]
     can_spare: Callable[[BackendId], bool] = lambda backend: False
     now: Callable[[], float] = time.monotonic
-    follow: Callable[[WatchedBackend], Awaitable[None]] | None = None
+    follow: Callable[[WatchedBackend], Coroutine[Any, Any, None]] | None = None
     watched: dict[BackendId, WatchedBackend] = field(factory=dict)
     _retired: set[WatchedBackend] = field(factory=set)
     """Removed ones whose client is not closed yet: an answer is still read from it."""
@@ -285,15 +286,8 @@ class BackendPool:
             entry.is_failed, entry.ejected_until = False, None
             _log.info("backend.recovered", backend=entry.config.id)
             self.send(events.BackendRecovered(entry.config.id))
-        is_followed = entry.follow_task is not None and not entry.follow_task.done()
-        if self.follow is not None and not is_followed and not entry.is_failed:
-            entry.follow_task = self.own(self._follow(entry, self.follow), f"follow {entry.config.id}")
-
-    async def _follow(self, entry: WatchedBackend, follow: Callable[[WatchedBackend], Awaitable[None]]) -> None:
-        try:
-            await follow(entry)
-        except Exception:  # a bug in it must not end the daemon; it is begun anew when the backend recovers
-            _log.exception("backend.follow_failed", backend=entry.config.id)
+        if self.follow is not None and entry.follow_task is None and not entry.is_failed:
+            entry.follow_task = self.own(self.follow(entry), f"follow {entry.config.id}")
 
     def _count_failure(self, entry: WatchedBackend, error: str) -> None:
         entry.failures += 1

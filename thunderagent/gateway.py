@@ -161,11 +161,9 @@ class Gateway:
         return name if name in known else None
 
     def observe_prefixes(self, backend: BackendId, prefixes: Sequence[events.CachedPrefix]) -> None:
-        """A backend's KV events say what is cached of programs; of those that are not known, nothing is told."""
-        cluster = self.scheduler.cluster
-        known = tuple(prefix for prefix in prefixes if prefix.program in cluster.program_by_id)
-        if known and backend in cluster.backend_by_id:
-            self.handle(events.PrefixesObserved(backend, known))
+        """A backend's KV events say what is cached of programs; of a backend that was removed, nothing is told."""
+        if prefixes and backend in self.scheduler.cluster.backend_by_id:
+            self.handle(events.PrefixesObserved(backend, tuple(prefixes)))
 
     def can_spare(self, backend: BackendId) -> bool:
         """Whether each model that an available backend is known to serve has another available backend. O(backends

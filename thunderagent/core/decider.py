@@ -243,7 +243,7 @@ class Decider:
         unfinished = self.unfinished
         if unfinished.triggers:
             unfinished.triggers.pop(trigger, None)
-        if unfinished.turns or unfinished.is_any_unasked or unfinished.steps_left <= 0:
+        if unfinished.has_offers or unfinished.steps_left <= 0:
             unfinished.triggers[trigger] = None
             return
         decisions: Sequence[object] = ()

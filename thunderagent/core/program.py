@@ -245,12 +245,16 @@ class Program:
         elif self.cached is not None and self.cached.pop(backend, None) is not None and not self.cached:
             self.cached = None
 
+    def cached_on(self, backend: Backend) -> CachedPrefix | None:
+        """What a backend's KV events say is cached of it there; None: not known."""
+        return None if self.cached is None else self.cached.get(backend)
+
     def cached_ratio(self, backend: Backend) -> float | None:
         """The share of what its conversations left on the backend that is cached there, 0 to 1; None: not known.
 
         Of several conversations all that is cached counts, of a single one the unbroken beginning. O(branches).
         """
-        cached = None if self.cached is None else self.cached.get(backend)
+        cached = self.cached_on(backend)
         if cached is None or cached.prefix_tokens is None:
             return None
         left_tokens = [branch.kept_tokens for branch in self.branches.values() if branch.history.backend is backend]

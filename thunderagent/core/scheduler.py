@@ -128,8 +128,7 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """The clock reading at which ``Tick`` is to be sent; None: nothing is due, ever. O(1)."""
-        left = self._decider.unfinished
-        if left.triggers or left.turns or left.is_any_unasked or left.is_room_wanted:
+        if self._decider.unfinished:
             return self.cluster.now
         earliest_at, tick_at = self._placement.due_at, self._next_tick_at
         if tick_at is not None and (earliest_at is None or tick_at < earliest_at):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import itertools
 import sys
 from collections.abc import Callable, Sequence
 
@@ -51,17 +50,21 @@ class KvFollower:
     unreadable: int = 0
     order: EventOrder = field(factory=EventOrder)
     _report_due: asyncio.TimerHandle | None = None
+    _received: int = 0
 
     async def run(self) -> None:
-        """Follow until cancelled. What was told is unknown again then."""
+        """Follow until cancelled. What was told is unknown again then.
+
+        Raises:
+            zmq.ZMQError: an address cannot be used, or is somebody else's and nothing comes over it.
+        """
         socket, is_in_doubt = self._subscribe()
         try:
             await self._replay(is_first=True)
-            for count in itertools.count(1):
-                if count % _MESSAGES_IN_A_ROW == 0:
-                    await asyncio.sleep(0)
-                frames = await self._receive(socket, _FIRST_MESSAGE_SECONDS if is_in_doubt else None)
-                is_in_doubt = False
+            if is_in_doubt and not await socket.poll(1000 * _FIRST_MESSAGE_SECONDS):
+                raise zmq.ZMQError(errno.EADDRINUSE, f"{self.source.events.endpoint} is taken, and silent")
+            while True:
+                frames = await self._receive(socket)
                 if len(frames) != 3 or len(frames[1]) != 8 or frames[0] != self.source.topic.encode():
                     continue
                 await self._take_live(int.from_bytes(frames[1], "big", signed=True), frames[2])
@@ -72,10 +75,18 @@ class KvFollower:
             self.mirror.forget()
             self.report(self.mirror.take_changes(sys.maxsize))
 
-    async def _receive(self, socket: zmq.asyncio.Socket, timeout_seconds: float | None) -> list[bytes]:
-        """The next message. Raises ZMQError where an address that somebody else has bound brings none in time."""
+    async def _receive(self, socket: zmq.asyncio.Socket, timeout_seconds: float | None = None) -> list[bytes]:
+        """The next message.
+
+        Raises:
+            asyncio.TimeoutError: none came in time.
+        """
+        self._received += 1
+        if self._received % _MESSAGES_IN_A_ROW == 0:
+            await asyncio.sleep(0)
+        # Not wait_for: up to Python 3.11 it swallows a cancellation that comes when the message is there already.
         if timeout_seconds is not None and not await socket.poll(1000 * timeout_seconds):
-            raise zmq.ZMQError(errno.EADDRINUSE, f"{self.source.events.endpoint} is taken, and silent")
+            raise asyncio.TimeoutError
         frames: list[bytes] = await socket.recv_multipart()
         return frames
 
@@ -114,10 +125,10 @@ class KvFollower:
         if verdict is Verdict.RESTARTED:
             _log.warning("kv_events.engine_restarted", backend=self.backend, rank=self.source.rank)
             self.mirror.clear()
-            verdict = self._without_gap(sequence)
+            verdict = self.order.compare(sequence)
         if verdict is Verdict.MISSED:
             await self._replay(is_first=False)
-            verdict = self._without_gap(sequence)
+            verdict = self.order.compare(sequence)
             if verdict is Verdict.MISSED:
                 if is_first:
                     self.order.taken(sequence - 1)  # what was before us is not missed, only not known
@@ -126,10 +137,6 @@ class KvFollower:
                 verdict = Verdict.TAKE
         if verdict is Verdict.TAKE:
             self._apply(sequence, payload)
-
-    def _without_gap(self, sequence: int) -> Verdict:
-        expected = self.order.next_sequence
-        return Verdict.TAKE if sequence == expected else Verdict.SKIP if sequence < expected else Verdict.MISSED
 
     def _apply(self, sequence: int, payload: bytes) -> None:
         try:
@@ -186,13 +193,8 @@ class KvFollower:
             asyncio.TimeoutError: nothing came for a while.
         """
         is_whole, is_at_start = True, True
-        for count in itertools.count(1):
-            if count % _MESSAGES_IN_A_ROW == 0:
-                await asyncio.sleep(0)
-            # Not wait_for: up to Python 3.11 it swallows a cancellation that comes when the message is there already.
-            if not await socket.poll(1000 * _REPLAY_SECONDS):
-                raise asyncio.TimeoutError
-            frames = await socket.recv_multipart()
+        while True:
+            frames = await self._receive(socket, _REPLAY_SECONDS)
             if len(frames) < 2:
                 continue
             sequence = int.from_bytes(frames[-2], "big", signed=True)
@@ -210,12 +212,9 @@ class KvFollower:
                 is_at_start = False
             elif sequence > self.order.next_sequence:
                 is_whole = False
-        return is_whole
 
     def _tell(self) -> None:
-        if self._report_due is not None:
-            self._report_due.cancel()
-            self._report_due = None
+        self._report_due = None
         changes = self.mirror.take_changes(_REPORTED_SESSIONS)
         if changes:
             self.report(changes)

@@ -44,14 +44,14 @@ class KvFollowing:
     async def follow(self, backend: BackendId, client: BackendClient) -> None:
         """Follow a backend until cancelled; it is asked again where it has no events, or following them failed."""
         while True:
-            sources = await self._sources(backend, client)
-            if sources:
-                try:
+            try:
+                sources = await self._sources(backend, client)
+                if sources:
                     await self._follow_all(backend, sources)
-                except zmq.ZMQError as error:
-                    _log.warning("kv_events.failed", backend=backend, error=str(error))
-                except Exception:  # a bug in reading events must not end the following
-                    _log.exception("kv_events.failed", backend=backend)
+            except zmq.ZMQError as error:
+                _log.warning("kv_events.failed", backend=backend, error=str(error))
+            except Exception:  # a bug in reading events must not end the following
+                _log.exception("kv_events.failed", backend=backend)
             await asyncio.sleep(_AGAIN_SECONDS)
 
     def close(self) -> None:

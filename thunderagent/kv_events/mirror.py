@@ -38,6 +38,9 @@ class _Session:
     prefix_tokens: int | None = 0
     held_tokens: int = 0
 
+    def told(self) -> SessionBlocks:
+        return SessionBlocks(self.id, self.prefix_tokens, self.held_tokens)
+
 
 @define(eq=False)
 class _Block:
@@ -97,7 +100,7 @@ class CacheMirror:
     def blocks_of(self, session: str) -> SessionBlocks | None:
         """What is cached of a session; None where no block is. O(1)."""
         found = self._sessions.get(session)
-        return None if found is None else SessionBlocks(session, found.prefix_tokens, found.held_tokens)
+        return None if found is None else found.told()
 
     def _drop(self, prefix_tokens: int | None) -> None:
         for session in self._sessions.values():
@@ -110,7 +113,7 @@ class CacheMirror:
         taken: list[SessionBlocks] = []
         while self._changed and len(taken) < limit:
             _, session = self._changed.popitem()
-            taken.append(SessionBlocks(session.id, session.prefix_tokens, session.held_tokens))
+            taken.append(session.told())
         return taken
 
     def _is_prefix_group(self, event: BlockStored) -> bool:

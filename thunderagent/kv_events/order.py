@@ -37,6 +37,10 @@ class EventOrder:
         if is_restart:
             self.next_sequence = 0
             return Verdict.RESTARTED
+        return self.compare(sequence)
+
+    def compare(self, sequence: int) -> Verdict:
+        """Whether a message is the next one, whatever way it came."""
         if sequence < self.next_sequence:
             return Verdict.SKIP
         return Verdict.TAKE if sequence == self.next_sequence else Verdict.MISSED

@@ -164,7 +164,7 @@ def _engine_metrics(entry: Any) -> dict[str, Any] | None:
 def _cached_tokens(program: Program) -> int | None:
     """The prefix that the engine's KV events say is cached at its place, or at its last one; None: not known."""
     backend = program.place or program.last_place
-    cached = None if program.cached is None or backend is None else program.cached.get(backend)
+    cached = None if backend is None else program.cached_on(backend)
     return None if cached is None else cached.prefix_tokens
 
 

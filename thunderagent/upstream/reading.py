@@ -10,7 +10,16 @@ from attrs import frozen
 
 from thunderagent.upstream.client import FetchedPage, ForwardFailed
 
-__all__ = ["BackendObservation", "Fetch", "MetricsUnreadable", "Reader", "Reading", "body_of", "complaint"]
+__all__ = [
+    "BackendObservation",
+    "Fetch",
+    "MetricsUnreadable",
+    "Reader",
+    "Reading",
+    "body_of",
+    "complaint",
+    "read_page",
+]
 
 Fetch = Callable[[str], Awaitable[FetchedPage | ForwardFailed]]
 """GET a path of the backend within the look's time limit; a failure is returned."""
@@ -106,6 +115,19 @@ def body_of(path: str, page: FetchedPage | ForwardFailed, errors: list[str]) -> 
         return page.body
     errors.append(complaint(path, page))
     return None
+
+
+async def read_page(fetch: Fetch, read: Callable[[bytes], BackendObservation]) -> Reading:
+    """The page at /metrics, for types that have all of it there. ``read`` may raise MetricsUnreadable."""
+    errors: list[str] = []
+    page = body_of("/metrics", await fetch("/metrics"), errors)
+    if page is None:
+        return Reading(errors=tuple(errors))
+    try:
+        seen = read(page)
+    except MetricsUnreadable as error:
+        return Reading(None, (f"/metrics: {error}",), page)
+    return Reading(seen, unread_page=page if seen == BackendObservation() else None)
 
 
 def complaint(path: str, page: FetchedPage | ForwardFailed) -> str:

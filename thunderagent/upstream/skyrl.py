@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from thunderagent.upstream.prometheus import mean
-from thunderagent.upstream.reading import BackendObservation, Fetch, MetricsUnreadable, Reader, Reading, body_of
+from thunderagent.upstream.reading import BackendObservation, Fetch, MetricsUnreadable, Reader, Reading, read_page
 
 __all__ = ["ASSUMED_ENGINE_TOKENS", "SkyrlReader", "read_metrics"]
 
@@ -25,14 +25,7 @@ class SkyrlReader(Reader):
     name = "skyrl"
 
     async def read(self, fetch: Fetch) -> Reading:
-        errors: list[str] = []
-        page = body_of("/metrics", await fetch("/metrics"), errors)
-        if page is None:
-            return Reading(errors=tuple(errors))
-        try:
-            return Reading(read_metrics(page))
-        except MetricsUnreadable as error:
-            return Reading(None, (f"/metrics: {error}",), page)
+        return await read_page(fetch, read_metrics)
 
     @classmethod
     def recognises(cls, page: bytes) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prometheus_client.samples import Sample
 
 from thunderagent.upstream.prometheus import Samples, has_lines_of, mean, read_samples, total
-from thunderagent.upstream.reading import BackendObservation, Fetch, MetricsUnreadable, Reader, Reading, body_of
+from thunderagent.upstream.reading import BackendObservation, Fetch, Reader, Reading, read_page
 
 __all__ = ["VllmReader", "read_metrics"]
 
@@ -34,15 +34,7 @@ class VllmReader(Reader):
     name = "vllm"
 
     async def read(self, fetch: Fetch) -> Reading:
-        errors: list[str] = []
-        page = body_of("/metrics", await fetch("/metrics"), errors)
-        if page is None:
-            return Reading(errors=tuple(errors))
-        try:
-            seen = read_metrics(page)
-        except MetricsUnreadable as error:
-            return Reading(None, (f"/metrics: {error}",), page)
-        return Reading(seen, unread_page=page if seen == BackendObservation() else None)
+        return await read_page(fetch, read_metrics)
 
     @classmethod
     def recognises(cls, page: bytes) -> bool:
