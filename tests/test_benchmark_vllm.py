@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from daemons import ROOT, Daemon, engine, environment
 
+from benchmarks.vllm import Result, ratios
+from benchmarks.vllm_counters import EngineCounts
+
 SMALL = ("--repetitions", "1", "--turns", "3", "--tool-seconds", "0.01", "0.02", "--demands", "2")
 
 
@@ -107,3 +110,23 @@ def test_server_that_does_not_start_is_told_with_its_log(tmp_path: Path) -> None
     assert done.returncode == 1
     assert "ended with status 3" in done.stderr
     assert "no GPU found" in done.stderr
+
+
+def result(arm: str, repetition: int, seconds: float, *errors: str) -> Result:
+    return Result(1, arm, 2.0, repetition, 8, 80, seconds, EngineCounts(), 1.0, 2.0, 0, 0, errors)
+
+
+def test_runs_with_errors_are_left_out_of_the_ratios() -> None:
+    """With the pair of the same repetition; an arm that has no other says just that."""
+    results = [
+        result("direct", 1, 80.0),
+        result("pause-resume", 1, 40.0),
+        result("requests", 1, 10.0, "a-1: gone"),
+        result("pause-resume", 2, 32.0),
+        result("direct", 2, 20.0, "b-1: gone"),
+    ]
+    assert list(ratios(results)) == [
+        "1 server(s), demand 2: pause-resume 2.00 x direct in turns/s (2.00); 1 left out, with errors",
+        "1 server(s), demand 2: requests 1 left out, with errors",
+    ]
+    assert list(ratios(results[1:2])) == [], "nothing to compare with"
