@@ -342,6 +342,53 @@ def test_stretched_step_keeps_within_the_time_given() -> None:
     assert engine.end_step().outputs == [TokenOutput("a", 5, 0, None)]
 
 
+def timeline(engine: Engine, arrivals: list[tuple[float, EngineRequest]], max_seconds: float) -> dict[str, Any]:
+    """When each request ended and what it found, for requests that come at their times; a step that is under way is
+    shortened for them."""
+    now, ends, pending = 0.0, {}, list(arrivals)
+    while pending or not engine.idle:
+        began_at, duration = now, engine.begin_step(now, max_seconds)
+        if duration is None:
+            now = max(now, pending[0][0])
+        while pending and pending[0][0] <= (now if duration is None else began_at + duration):
+            arrived_at, one = pending.pop(0)
+            engine.add(one, arrived_at)
+            if duration is not None:
+                duration = engine.shorten_step(arrived_at - began_at)
+        if duration is not None:
+            now = began_at + duration
+            ends |= {
+                output.request_id: (round(now, 6), output.cached_tokens)
+                for output in engine.end_step(now).outputs
+                if output.finish_reason
+            }
+        engine.check()
+    return ends
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 300), st.integers(1, 60), st.integers(1, 60)), max_size=12).map(sorted),
+    st.integers(32, 80),
+)
+def test_steps_stretched_and_shortened_change_nothing(turns: list[tuple[int, int, int]], blocks: int) -> None:
+    """Every request ends at the same time with the same hits as with one token per step, preemptions included.
+
+    Contents are their own: of two copies of a block, which one goes first may differ.
+    """
+    # Nothing comes at a step's very end: what is first there would be a matter of rounding.
+    arrivals = [
+        (at + 0.0123, request(str(number), prompt, output)) for number, (at, prompt, output) in enumerate(turns)
+    ]
+    model = TimingModel(1.0, 0.01, 0.0, 0.1, 0.001)
+    engines = [Engine(EngineSettings(num_gpu_blocks=blocks, block_size=4, max_num_seqs=4), model) for _ in range(2)]
+    single, stretched = timeline(engines[0], arrivals, 0.0), timeline(engines[1], arrivals, float("inf"))
+    assert single == stretched
+    assert len(single) == len(turns)
+    assert engines[0].counters.preemptions == engines[1].counters.preemptions
+    assert repr(engines[0].cache.counters) == repr(engines[1].cache.counters)
+
+
 ACTIONS = st.lists(
     st.one_of(
         st.tuples(st.just("add"), st.integers(0, 3), st.integers(1, 60), st.integers(1, 30)),

@@ -7,7 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from thunderagent.emulator.kv_cache import KvCache, blocks_for
+from thunderagent.emulator.cache import blocks_for
+from thunderagent.emulator.kv_cache import KvCache
 
 
 def fill(cache: KvCache, hashes: list[object], tokens: int) -> list[int]:

@@ -139,8 +139,8 @@ def _lines(engine: Engine, model: str) -> Iterator[str]:
     yield (
         f'vllm:cache_config_info{{block_size="{cache.block_size}",cache_dtype="auto",'
         f'enable_prefix_caching="{cache.prefix_caching}",engine="0",'
-        f'kv_cache_size_tokens="{cache.num_gpu_blocks * cache.block_size}",'
-        f'num_gpu_blocks="{cache.num_gpu_blocks}"}} 1.0'
+        f'kv_cache_size_tokens="{engine.settings.num_gpu_blocks * cache.block_size}",'
+        f'num_gpu_blocks="{engine.settings.num_gpu_blocks}"}} 1.0'
     )
 
 

@@ -7,10 +7,13 @@ the two; a simulator moves its virtual clock.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Hashable
+from typing import Any
 
 import attrs
 
+from thunderagent.emulator.cache import Cache, blocks_for
 from thunderagent.emulator.counters import EngineCounters
 from thunderagent.emulator.engine_types import (
     EngineRequest,
@@ -20,7 +23,7 @@ from thunderagent.emulator.engine_types import (
     StepResult,
     TokenOutput,
 )
-from thunderagent.emulator.kv_cache import KvCache, blocks_for
+from thunderagent.emulator.kv_cache import KvCache
 from thunderagent.emulator.timing import TimingModel, attention_pairs
 from thunderagent.emulator.waiting import WaitingQueue
 
@@ -62,13 +65,16 @@ class _Sequence:
     scheduled_tokens: int = 0
     cached_tokens: int = 0
     preemptions: int = 0
-    registered_blocks: int = 0
-    blocks: list[int] = attrs.field(factory=list)
-    running: bool = False
+    holding: Any = None
+    """Its blocks in the cache; None while it waits."""
     refusal: _Refusal | None = None
     """Why it did not fit when it was last looked at; None: look again."""
     started_at: float | None = None
     last_token_at: float | None = None
+
+    @property
+    def running(self) -> bool:
+        return self.holding is not None
 
 
 @attrs.define(eq=False)
@@ -76,8 +82,24 @@ class _Step:
     """The batch between ``begin_step`` and ``end_step``."""
 
     batch: list[_Sequence]
-    duration_seconds: float
+    first_seconds: float
+    """Until the first token of each sequence."""
+    growth_seconds: float = 0.0
+    """By which each further token takes longer than the one before."""
     stride: int = 1
+    """Tokens of each sequence; more than one where it only decodes and was stretched."""
+    duration_seconds: float = 0.0
+
+    def __attrs_post_init__(self) -> None:
+        self.duration_seconds = self.first_seconds
+
+    def seconds_of(self, tokens: int) -> float:
+        """Until so many tokens of each sequence."""
+        return self.first_seconds * tokens + self.growth_seconds * tokens * (tokens - 1) / 2
+
+    def run_for(self, tokens: int) -> None:
+        """Let it last for so many tokens."""
+        self.stride, self.duration_seconds = tokens, self.seconds_of(tokens)
 
 
 class Engine:
@@ -87,10 +109,13 @@ class Engine:
     others), so the first waiting request always fits once nothing runs and no state deadlocks.
     """
 
-    def __init__(self, settings: EngineSettings, timing: TimingModel) -> None:
+    def __init__(self, settings: EngineSettings, timing: TimingModel, cache: Cache | None = None) -> None:
+        """``cache`` None: a ``KvCache`` of the settings' size."""
         self.settings = settings
         self.timing = timing
-        self.cache = KvCache(settings.num_gpu_blocks, settings.block_size, prefix_caching=settings.prefix_caching)
+        self.cache: Cache = cache or KvCache(
+            settings.num_gpu_blocks, settings.block_size, prefix_caching=settings.prefix_caching
+        )
         self.counters = EngineCounters()
         self._by_id: dict[str, _Sequence] = {}
         self._running: list[_Sequence] = []
@@ -164,24 +189,24 @@ class Engine:
         """Schedule the next batch; its duration in seconds, or None where there is nothing to do.
 
         With ``max_seconds`` above 0, a batch that only decodes is run for several tokens at once, as long as no
-        request ends, no block is missing and the step stays within ``max_seconds``: a simulator passes the time to
-        its next event. Raises RuntimeError while a step is under way.
+        request ends, no block is missing and the step stays within ``max_seconds``. A simulator passes infinity, and
+        calls ``shorten_step`` where a request comes. Raises RuntimeError while a step is under way.
         """
         if self._step is not None:
             raise RuntimeError("begin_step was called before end_step")
         if not self._by_id:
             return None
-        batch, admitted = self._schedule(now)
+        batch, is_changed = self._schedule(now)
         for _ in self._by_id:
             if batch:
                 break
             # Each running request preempted one that was scheduled before it, and then itself: vLLM runs an empty
             # step and schedules again.
-            batch, admitted = self._schedule(now)
+            batch, is_changed = self._schedule(now)
         if not batch:
             raise RuntimeError(f"{self.waiting} requests wait and none can run: the KV cache accounting is broken")
         self._step = self._measure(batch)
-        if max_seconds > 0 and not admitted:
+        if max_seconds > 0 and not is_changed:
             self._stretch(self._step, max_seconds)
         return self._step.duration_seconds
 
@@ -194,12 +219,17 @@ class Engine:
         if step is None:
             raise RuntimeError("end_step was called without begin_step")
         self._step = None
+        if step.stride > 1:
+            for sequence in step.batch:
+                if sequence.holding is not None:
+                    sequence.scheduled_tokens = step.stride
+                    self._grow(sequence, step.stride)
         outputs: list[TokenOutput] = []
         scheduled_tokens = 0
         for sequence in step.batch:
             count = sequence.scheduled_tokens
             sequence.scheduled_tokens = 0
-            if not sequence.running:
+            if sequence.holding is None:
                 continue
             scheduled_tokens += count
             sequence.computed_tokens += count
@@ -214,7 +244,10 @@ class Engine:
         return None if duration is None else self.end_step(now + duration)
 
     def _schedule(self, now: float) -> tuple[list[_Sequence], bool]:
-        """Running requests first, then waiting ones while budget, sequences and blocks last."""
+        """Running requests first, then waiting ones while budget, sequences and blocks last.
+
+        Also whether any began or lost its place: then the next step may do so, too.
+        """
         budget = self.settings.max_num_batched_tokens
         batch: list[_Sequence] = []
         preempted = False
@@ -232,14 +265,14 @@ class Engine:
                     index -= 1
                 if victim is sequence:
                     break
-            if not sequence.running:
+            if sequence.holding is None:
                 break
             sequence.scheduled_tokens = count
             batch.append(sequence)
             budget -= count
             index += 1
         if preempted:
-            return batch, False
+            return batch, True
         running = len(batch)
         self._admit(batch, budget, now)
         return batch, len(batch) > running
@@ -253,7 +286,6 @@ class Engine:
                 return
             self._waiting.pop()
             self._running.append(sequence)
-            sequence.running = True
             if sequence.started_at is None:
                 sequence.started_at = now
             sequence.scheduled_tokens = count
@@ -277,16 +309,15 @@ class Engine:
             if self.settings.reserve_full_prompt:
                 sequence.refusal = self._refusal(sequence, len(matched), lacking)
             return 0
-        fresh = cache.allocate(matched, blocks_for(hit + count, size) - len(matched))
-        assert fresh is not None, "a smaller allocation than the one just checked failed"
-        sequence.refusal = None
-        cache.count_lookup(length, hit, preempted=sequence.preemptions > 0)
+        holding = cache.hold(sequence.request.block_hashes, matched, blocks_for(hit + count, size) - len(matched))
+        assert holding is not None, "a smaller allocation than the one just checked failed"
+        sequence.holding, sequence.refusal = holding, None
+        if cache.prefix_caching:
+            cache.counters.count_lookup(length, hit, preempted=sequence.preemptions > 0)
         if sequence.preemptions == 0:
             sequence.cached_tokens = hit
-        sequence.blocks = matched + fresh
-        sequence.registered_blocks = len(matched)
         sequence.computed_tokens = hit
-        self._register(sequence, hit + count)
+        cache.fill(holding, (hit + count) // size)
         return count
 
     def _refusal(self, sequence: _Sequence, matched: int, lacking: int) -> _Refusal:
@@ -296,22 +327,13 @@ class Engine:
 
     def _grow(self, sequence: _Sequence, count: int) -> bool:
         """Blocks for ``count`` more tokens; False where the pool has none left."""
-        computed = sequence.computed_tokens + count
-        size = self.cache.block_size
-        missing = blocks_for(computed, size) - len(sequence.blocks)
-        if missing > 0:
-            fresh = self.cache.allocate((), missing)
-            if fresh is None:
-                return False
-            sequence.blocks += fresh
-        if computed // size > sequence.registered_blocks:
-            self._register(sequence, computed)
+        computed, cache, holding = sequence.computed_tokens + count, self.cache, sequence.holding
+        size = cache.block_size
+        missing = blocks_for(computed, size) - len(holding)
+        if missing > 0 and not cache.extend(holding, missing):
+            return False
+        cache.fill(holding, computed // size)
         return True
-
-    def _register(self, sequence: _Sequence, computed_tokens: int) -> None:
-        full = computed_tokens // self.cache.block_size
-        self.cache.register(sequence.blocks, sequence.request.block_hashes, sequence.registered_blocks, full)
-        sequence.registered_blocks = full
 
     def _preempt(self) -> _Sequence:
         """Take the blocks of the request that came last (by priority: of the least urgent) and queue it again."""
@@ -327,11 +349,9 @@ class Engine:
         return victim
 
     def _free(self, sequence: _Sequence) -> None:
-        self.cache.release(sequence.blocks)
-        sequence.blocks = []
-        sequence.registered_blocks = 0
+        self.cache.drop(sequence.holding)
+        sequence.holding = None
         sequence.computed_tokens = 0
-        sequence.running = False
 
     def _measure(self, batch: list[_Sequence]) -> _Step:
         prefill_tokens = pairs = sequences = kv_tokens = 0
@@ -347,29 +367,37 @@ class Engine:
 
     def _stretch(self, step: _Step, max_seconds: float) -> None:
         """Run a step that only decodes for as many tokens as change nothing else."""
-        batch = step.batch
+        batch, free_blocks = step.batch, self.cache.free_blocks
         if any(one.scheduled_tokens != 1 or not one.generated_tokens for one in batch) or len(batch) < self.running:
             return
         size = self.cache.block_size
-        growth_seconds = self.timing.kv_token_seconds * len(batch)
-
-        def seconds(stride: int) -> float:
-            return step.duration_seconds * stride + growth_seconds * stride * (stride - 1) / 2
 
         def fits(stride: int) -> bool:
-            missing = sum(max(0, blocks_for(one.computed_tokens + stride, size) - len(one.blocks)) for one in batch)
-            return missing <= self.cache.free_blocks and seconds(stride) <= max_seconds
+            if step.seconds_of(stride) > max_seconds:
+                return False
+            if len(batch) * (stride // size + 1) <= free_blocks:
+                return True
+            missing = sum(max(0, blocks_for(one.computed_tokens + stride, size) - len(one.holding)) for one in batch)
+            return missing <= free_blocks
 
-        low, high = 1, min(one.request.output_tokens - one.generated_tokens for one in batch)
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle - 1)
-        if low == 1:
-            return
-        for sequence in batch:
-            self._grow(sequence, low)
-            sequence.scheduled_tokens = low
-        step.duration_seconds, step.stride = seconds(low), low
+        step.growth_seconds = self.timing.kv_token_seconds * len(batch)
+        stride = min(one.request.output_tokens - one.generated_tokens for one in batch)
+        if not fits(stride):
+            stride = bisect_left(range(2, stride), True, key=lambda tokens: not fits(tokens)) + 1
+        step.run_for(stride)
+
+    def shorten_step(self, seconds: float) -> float:
+        """End a stretched step with the first token that is due ``seconds`` or more after its begin, for a request
+        that comes in between; the step's duration now. Raises RuntimeError where no step is under way.
+        """
+        step = self._step
+        if step is None:
+            raise RuntimeError("shorten_step was called without begin_step")
+        if step.stride > 1 and seconds < step.duration_seconds:
+            step.run_for(
+                bisect_left(range(1, step.stride), True, key=lambda tokens: step.seconds_of(tokens) >= seconds) + 1
+            )
+        return step.duration_seconds
 
     def _generate(self, sequence: _Sequence, tokens: int, now: float) -> TokenOutput:
         request = sequence.request
@@ -395,14 +423,14 @@ class Engine:
 
     def check(self) -> None:
         """Recount blocks and membership; AssertionError says what differs. O(blocks + requests)."""
-        self.cache.check([sequence.blocks for sequence in self._running])
+        self.cache.check_holdings([sequence.holding for sequence in self._running])
         running = {sequence.request.id for sequence in self._running}
         waiting = {sequence.request.id for sequence in self._waiting}
         assert not running & waiting, "a request both runs and waits"
         assert running | waiting == self._by_id.keys(), "requests differ from those that run or wait"
         for sequence in self._running:
             assert sequence.running
-            held = len(sequence.blocks) * self.cache.block_size
+            held = len(sequence.holding) * self.cache.block_size
             assert sequence.computed_tokens <= held, "a request computed more tokens than its blocks hold"
         for sequence in self._waiting:
-            assert not sequence.blocks, "a waiting request holds blocks"
+            assert sequence.holding is None, "a waiting request holds blocks"

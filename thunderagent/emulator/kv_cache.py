@@ -7,31 +7,24 @@ from collections.abc import Hashable, Sequence
 
 import attrs
 
-__all__ = ["CacheCounters", "KvCache", "blocks_for"]
+from thunderagent.emulator.cache import CacheCounters
+
+__all__ = ["Holding", "KvCache"]
 
 NULL_BLOCK = 0
 """The block that vLLM keeps for itself; it is never handed out."""
 
 
-def blocks_for(tokens: int, block_size: int) -> int:
-    """Blocks that hold ``tokens`` tokens, the last one possibly in part."""
-    return -(-tokens // block_size)
-
-
 @attrs.define(eq=False)
-class CacheCounters:
-    """What happened since the start; never reset.
+class Holding:
+    """The blocks that one request refers to, in the order of its tokens; ``hashes`` name their content."""
 
-    ``queries_tokens`` and ``hits_tokens`` count the tokens looked up and found at a request's first scheduling (the
-    figures behind ``vllm:prefix_cache_queries`` and ``_hits``); lookups after a preemption are counted apart, as in
-    vLLM. ``evictions`` counts cached blocks that lost their content to another request.
-    """
+    hashes: Sequence[Hashable]
+    blocks: list[int]
+    registered_blocks: int
 
-    queries_tokens: int = 0
-    hits_tokens: int = 0
-    preempted_queries_tokens: int = 0
-    preempted_hits_tokens: int = 0
-    evictions: int = 0
+    def __len__(self) -> int:
+        return len(self.blocks)
 
 
 class KvCache:
@@ -183,16 +176,31 @@ class KvCache:
                 if names[block] is None:
                     free.move_to_end(block, last=False)
 
-    def count_lookup(self, tokens: int, hit_tokens: int, *, preempted: bool) -> None:
-        """Count one lookup of ``tokens`` tokens that found ``hit_tokens``; without prefix caching there is none."""
-        if not self.prefix_caching:
-            return
-        if preempted:
-            self.counters.preempted_queries_tokens += tokens
-            self.counters.preempted_hits_tokens += hit_tokens
-        else:
-            self.counters.queries_tokens += tokens
-            self.counters.hits_tokens += hit_tokens
+    # What the engine calls: the same, for one request as a whole
+
+    def hold(self, hashes: Sequence[Hashable], matched: Sequence[int], new_blocks: int) -> Holding | None:
+        """``allocate`` for a request whose content ``hashes`` name; None (nothing changed) where it does not fit."""
+        fresh = self.allocate(matched, new_blocks)
+        return None if fresh is None else Holding(hashes, [*matched, *fresh], len(matched))
+
+    def extend(self, holding: Holding, new_blocks: int) -> bool:
+        """Take more blocks; False (nothing changed) where the free queue is too short."""
+        fresh = self.allocate((), new_blocks)
+        if fresh is None:
+            return False
+        holding.blocks += fresh
+        return True
+
+    def fill(self, holding: Holding, full_blocks: int) -> None:
+        """The first ``full_blocks`` of them are computed: they can be found by their hashes."""
+        if full_blocks > holding.registered_blocks:
+            self.register(holding.blocks, holding.hashes, holding.registered_blocks, full_blocks)
+            holding.registered_blocks = full_blocks
+
+    def drop(self, holding: Holding) -> None:
+        """Give all of them back."""
+        self.release(holding.blocks)
+        holding.blocks = []
 
     def reset(self) -> bool:
         """Forget all cached content; False (nothing done) while a request holds blocks, as vLLM answers."""
@@ -202,6 +210,10 @@ class KvCache:
         self._twins.clear()
         self._hash_of = [None] * self.num_gpu_blocks
         return True
+
+    def check_holdings(self, holdings: Sequence[Holding]) -> None:
+        """``check`` for the blocks of all requests."""
+        self.check([holding.blocks for holding in holdings])
 
     def check(self, held: Sequence[Sequence[int]]) -> None:
         """Recount everything against the block lists that requests hold; AssertionError says what differs.
