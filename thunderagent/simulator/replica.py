@@ -1,0 +1,86 @@
+"""One emulated engine on the virtual clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+
+from attrs import define, field
+
+from thunderagent.core.ids import BackendId, TurnId
+from thunderagent.emulator.engine import Engine, EngineRequest, EngineSettings, SchedulingPolicy, TokenOutput
+from thunderagent.emulator.extents import ExtentCache, Path
+from thunderagent.emulator.timing import Preset
+
+__all__ = ["Replica", "new_engine"]
+
+_BLOCK_TOKENS = 16
+
+
+def new_engine(preset: Preset, kv_tokens: int, scheduling_policy: SchedulingPolicy = SchedulingPolicy.FCFS) -> Engine:
+    """An engine with an empty cache of ``kv_tokens``, rounded down to blocks."""
+    blocks = kv_tokens // _BLOCK_TOKENS + 1
+    settings = EngineSettings(
+        blocks,
+        _BLOCK_TOKENS,
+        preset.max_num_seqs,
+        preset.max_num_batched_tokens,
+        scheduling_policy=scheduling_policy,
+    )
+    return Engine(settings, preset.timing, ExtentCache(blocks, _BLOCK_TOKENS))
+
+
+@define(eq=False)
+class Replica:
+    """Steps an engine: the simulation asks when the step under way ends and comes back then."""
+
+    id: BackendId
+    engine: Engine
+    step_ends_at: float | None = None
+    """None: no step is under way."""
+    _step_began_at: float = 0.0
+    _is_delivering: bool = False
+    busy_seconds: float = 0.0
+    """Time in steps."""
+    output_tokens: dict[TurnId, int] = field(factory=dict)
+    """Of the turns that run here, as of the last step that ended."""
+
+    def submit(
+        self, turn: TurnId, prompt_tokens: int, output_tokens: int, content: tuple[tuple[Hashable, int], ...], now: float
+    ) -> None:
+        """A turn comes in. ``content``: segments of the prompt and answer, with the tokens of each."""
+        path, start = [], 0
+        for name, tokens in content:
+            end = start + tokens
+            path.append((name, end // _BLOCK_TOKENS - start // _BLOCK_TOKENS))
+            start = end
+        self.engine.add(EngineRequest(str(turn), prompt_tokens, output_tokens, Path(tuple(path))), now)
+        self.output_tokens[turn] = 0
+        if self.step_ends_at is not None:
+            self.step_ends_at = self._step_began_at + self.engine.shorten_step(now - self._step_began_at)
+        elif not self._is_delivering:
+            self._begin(now)
+
+    def end_step(self, now: float) -> list[TokenOutput]:
+        """The tokens of the step that ends now; call ``resume`` when they are dealt with."""
+        self.busy_seconds += now - self._step_began_at
+        self.step_ends_at, self._is_delivering = None, True
+        outputs = self.engine.end_step(now).outputs
+        counts = self.output_tokens
+        for output in outputs:
+            counts[TurnId(int(output.request_id))] += output.tokens
+        return outputs
+
+    def resume(self, now: float) -> None:
+        """Begin the next step."""
+        self._is_delivering = False
+        self._begin(now)
+
+    def finish(self, turn: TurnId) -> int:
+        """A turn is over; its output tokens."""
+        return self.output_tokens.pop(turn)
+
+    def _begin(self, now: float) -> None:
+        duration = self.engine.begin_step(now, math.inf)
+        if duration is not None:
+            self._step_began_at, self.step_ends_at = now, now + duration
