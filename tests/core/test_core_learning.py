@@ -6,7 +6,7 @@ import pytest
 from core_policies import Scripted
 
 from thunderagent.core.commands import PrefixLost
-from thunderagent.core.events import BackendFailed, BackendRecovered, CachedPrefix, PrefixesObserved
+from thunderagent.core.events import BackendFailed, BackendRecovered, BackendRemoved, CachedPrefix, PrefixesObserved
 from thunderagent.core.usage import Outcome
 from thunderagent.policy import BackendId, Move, Pause, ProgramId
 from thunderagent.testing.scheduler_driver import SchedulerDriver
@@ -197,6 +197,15 @@ def test_engine_s_word_goes_before_the_judgement(driver: SchedulerDriver) -> Non
     assert driver.cluster.resident_ratio(program) == 1.0
     observe(driver, None)
     assert (driver.cluster.resident_ratio(program), program.cached) == (0.0, None)
+
+
+def test_backend_that_is_removed_is_forgotten(driver: SchedulerDriver) -> None:
+    """Nothing comes of its events any more that would take it out."""
+    driver.finish(driver.arrive("p", 1_000), 1_000, 0, cached=0)
+    program = driver.program("p")
+    observe(driver, 250, 900)
+    driver.send(BackendRemoved(A))
+    assert program.cached is None
 
 
 def test_of_several_conversations_all_that_is_cached_counts(driver: SchedulerDriver) -> None:

@@ -123,6 +123,18 @@ def test_hole_ends_the_prefix() -> None:
         assert blocks(mirror, "p") == (1, left)
 
 
+def test_hole_that_was_filled_may_come_again() -> None:
+    """It is a hole for all that stand on it, whoever filled it; the prefix is told anew when its session stores."""
+    mirror = mirror_of(stored(1, 2, 3, session="p"), removed(2), stored(2, parent=1, session="q"))
+    assert (blocks(mirror, "p"), blocks(mirror, "q")) == ((1, 3), (2, 2))
+    mirror.apply(read_batch(payload(stored(4, parent=3, session="p"))))
+    assert blocks(mirror, "p") == (4, 4)
+    mirror.apply(read_batch(payload(removed(2))))
+    assert (blocks(mirror, "p"), blocks(mirror, "q")) == ((1, 3), (1, 1))
+    mirror.apply(read_batch(payload(removed(4), removed(3), removed(1))))
+    assert (blocks(mirror, "p"), mirror._children, mirror._holes) == (None, {}, {})
+
+
 def test_hole_in_another_conversation_leaves_the_prefix() -> None:
     """The tip's own blocks are all there."""
     mirror = mirror_of(stored(11, 12, session="p"), stored(1, 2, 3, session="p"), removed(11))
@@ -152,13 +164,23 @@ def test_session_that_nobody_asks_for_is_not_kept() -> None:
 
 def test_block_stored_twice_needs_two_removals() -> None:
     """The same content computed side by side lies in two blocks."""
-    mirror = mirror_of(stored(1, session="p"), stored(1, session="q"), removed(1))
-    assert blocks(mirror, "p") == (1, 1)
-    assert blocks(mirror, "q") == (1, 1)
-    assert mirror.cached_tokens == BLOCK_TOKENS
-    mirror.apply(read_batch(payload(removed(1))))
+    mirror = mirror_of(stored(1, 2, session="p"), stored(2, parent=1, session="q"), removed(2))
+    assert blocks(mirror, "p") == (2, 2)
+    assert blocks(mirror, "q") == (2, 2)
+    assert mirror.cached_tokens == 2 * BLOCK_TOKENS
+    mirror.apply(read_batch(payload(removed(2), removed(1))))
     assert blocks(mirror, "p") is None
     assert blocks(mirror, "q") is None
+
+
+def test_hit_that_is_reported_is_no_copy() -> None:
+    """A client asked for it: the blocks are its session's too, and gone with their only copy."""
+    mirror = mirror_of(stored(1, 2, session="p"), stored(1, 2, session="q"), stored(3, parent=2, session="q"))
+    assert (blocks(mirror, "p"), blocks(mirror, "q")) == ((2, 2), (3, 3))
+    mirror.apply(read_batch(payload(removed(3), removed(2))))
+    assert (blocks(mirror, "p"), blocks(mirror, "q")) == ((1, 1), (1, 1))
+    mirror.apply(read_batch(payload(removed(1))))
+    assert (blocks(mirror, "p"), blocks(mirror, "q"), mirror.cached_tokens) == (None, None, 0)
 
 
 def test_shared_beginning_belongs_to_all_that_stand_on_it() -> None:
@@ -197,6 +219,27 @@ def test_clear_and_forget() -> None:
     assert mirror.blocks_of("p") is None
 
 
+@pytest.mark.parametrize("gone", [removed(1), CLEARED])
+def test_nothing_cached_is_unknown_too_when_all_is_forgotten(gone: dict[str, object]) -> None:
+    """What is told last of every session is that it is not known, also where it was told that it has nothing."""
+    mirror = mirror_of(stored(1, session="p"), gone)
+    assert mirror.take_changes(10) == [SessionBlocks("p", 0, 0)]
+    mirror.forget()
+    assert mirror.take_changes(10) == [SessionBlocks("p", None, 0)]
+    mirror.forget()
+    assert mirror.take_changes(10) == []
+
+
+def test_sessions_that_are_over_are_not_remembered_as_empty() -> None:
+    """Ten thousand programs whose blocks were evicted while they lived."""
+    alive: set[str] = set()
+    mirror = CacheMirror(lambda session: session in alive)
+    for number in range(10_000):
+        alive = {f"p{number}"}
+        mirror.apply(read_batch(payload(stored(number, session=f"p{number}"), removed(number))))
+    assert len(mirror._emptied) <= 256
+
+
 def test_changes_are_taken_in_parts() -> None:
     """Each session once, none lost."""
     mirror = mirror_of(*(stored(number, session=f"p{number}") for number in range(1, 8)))
@@ -223,8 +266,9 @@ def test_mirror_equals_a_recount(seed: int) -> None:
             if chains[name] and copies.get(chains[name][-1]) and draw.random() < 0.6:
                 base = chains[name][-1]
             new = [next(fresh) for _ in range(draw.randint(1, 3))]
-            if known and draw.random() < 0.1:
-                again = draw.choice(known)
+            inner = [block for block in known if parent_of[block] is not None]
+            if inner and draw.random() < 0.1:
+                again = draw.choice(inner)
                 base, new = parent_of[again], [again]
             mirror.apply(read_batch(payload(stored(*new, parent=base, session=name))))
             for before, block in zip([base, *new], new, strict=False):

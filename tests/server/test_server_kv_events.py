@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
 import sys
@@ -20,6 +21,7 @@ from thunderagent.backends import BackendConfig
 from thunderagent.config import Settings
 from thunderagent.core.ids import BackendId
 from thunderagent.errors import ConfigError
+from thunderagent.kv_events import follower as follower_module
 from thunderagent.kv_events import following
 from thunderagent.kv_events.follower import KvFollower
 from thunderagent.kv_events.mirror import CacheMirror, SessionBlocks
@@ -166,6 +168,21 @@ async def test_long_replay_is_taken_whole_while_others_work(bench: Bench) -> Non
     assert longest_seconds < 0.2
 
 
+async def test_long_messages_do_not_hold_the_loop(bench: Bench) -> None:
+    """Prefills of 16,000 tokens that have queued: other work has its turn after milliseconds, not after a count."""
+    bench.publisher.start()
+    follower = bench.follow()
+    await bench.reach(follower)
+    for number in range(200):
+        blocks = range(1 + 512 * number, 513 + 512 * number)
+        await bench.publisher.send(stored(*blocks, session="p"))
+    taken = [follower.order.next_sequence]
+    while taken[-1] < bench.publisher.sequence:
+        await asyncio.sleep(0)
+        taken.append(follower.order.next_sequence)
+    assert max(after - before for before, after in itertools.pairwise(taken)) < 25
+
+
 async def test_following_ends_in_the_midst_of_a_replay(bench: Bench) -> None:
     """A cancellation that comes while messages are there already is not swallowed: else shutdown hangs."""
     bench.publisher.keeps = 10_000
@@ -194,6 +211,107 @@ async def test_engine_that_starts_anew_has_an_empty_cache(bench: Bench) -> None:
     await until(lambda: bench.told == {"p": 0, "q": 64})
 
 
+@pytest.mark.parametrize("is_gap", [False, True])
+async def test_engine_that_starts_anew_and_is_past_our_number_is_another(bench: Bench, is_gap: bool) -> None:
+    """Its first message that arrives has the number that comes next, or a later one: the one before is another."""
+    bench.publisher.start()
+    follower = bench.follow()
+    await bench.reach(follower)
+    await bench.publisher.send(stored(1, session="p"))
+    await until(lambda: bench.told == {"p": 32})
+    taken = bench.publisher.sequence
+    bench.publisher.restart()
+    if is_gap:  # its time does not matter
+        bench.publisher.clock_seconds = 1.0
+    await bench.publisher.send(stored(1, session="q"), lose=True)
+    for number in range(1, taken + is_gap):
+        await bench.publisher.send(removed(1000 + number), lose=True)
+    await bench.publisher.send(stored(2, parent=1, session="q"))
+    await until(lambda: bench.told == {"p": 0, "q": 64})
+    assert (follower.gaps, follower.mirror.is_complete) == (0, True)
+
+
+async def test_engine_that_starts_anew_and_has_fewer_messages_is_another(bench: Bench) -> None:
+    """A replay was ahead of the subscription: the new one's number is between the two."""
+    bench.publisher.start()
+    follower = bench.follow()
+    await bench.reach(follower)
+    for number in range(1, 6):
+        await bench.publisher.send(stored(number, session="p"), lose=True)
+    await follower._replay()
+    await until(lambda: bench.told == {"p": 32})
+    between = bench.publisher.sequence - 2
+    bench.publisher.restart()
+    for number in range(between):
+        await bench.publisher.send(removed(1000 + number), lose=True)
+    await bench.publisher.send(stored(2, session="q"))
+    await until(lambda: bench.told == {"p": 0, "q": 32})
+
+
+async def test_engine_that_was_idle_is_the_same(bench: Bench) -> None:
+    """It is asked for one message that is known, and all stays known."""
+    bench.publisher.start()
+    follower = bench.follow()
+    await bench.reach(follower)
+    await bench.publisher.send(stored(1, session="p"))
+    await until(lambda: bench.told == {"p": 32})
+    bench.publisher.clock_seconds += 10.0
+    await bench.publisher.send(stored(2, parent=1, session="p"))
+    await until(lambda: bench.told == {"p": 64})
+    assert (follower.gaps, bench.publisher.replays) == (0, 2)
+
+
+async def test_replay_that_is_not_answered_is_asked_for_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of the first two never comes; the third one has all."""
+    monkeypatch.setattr(follower_module, "_REPLAY_SECONDS", 0.05)
+    bench.publisher.start()
+    bench.publisher.unanswered = 2
+    for number in range(1, 5):
+        await bench.publisher.send(stored(number, parent=number - 1 or None, session="p"))
+    follower = bench.follow()
+    await until(lambda: bench.told == {"p": 128})
+    assert (bench.publisher.replays, follower.gaps) == (3, 0)
+
+
+async def test_replay_that_is_never_answered_leaves_nothing_known(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came of it is not all; the log says so."""
+    monkeypatch.setattr(follower_module, "_REPLAY_SECONDS", 0.05)
+    bench.publisher.start()
+    bench.publisher.unanswered = 3
+    for number in range(1, 5):
+        await bench.publisher.send(stored(number, parent=number - 1 or None, session="p"))
+    with structlog.testing.capture_logs() as logs:
+        follower = bench.follow()
+        await until(lambda: bench.told == {"p": None})
+    assert (bench.publisher.replays, follower.gaps) == (3, 1)
+    assert [line["tries"] for line in logs if line["event"] == "kv_events.no_replay"] == [3]
+
+
+@pytest.mark.parametrize("is_sent_elsewhere", [False, True])
+async def test_idle_engine_at_a_taken_address_is_followed_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, is_sent_elsewhere: bool
+) -> None:
+    """``tcp://*:0``: a replay says that nothing was to come. If it brings something, that went somewhere else."""
+    monkeypatch.setattr(follower_module, "_FIRST_MESSAGE_SECONDS", 0.05)
+    monkeypatch.setattr(follower_module, "_LATE_SECONDS", 0.05)
+    bench.publisher.start()
+    bench.publisher.endpoint = bench.publisher.endpoint.replace("*", "127.0.0.1")
+    await bench.publisher.send(stored(1, session="p"))
+    bench.follow()
+    (task,) = bench.tasks
+    await until(lambda: bench.publisher.replays > 3)
+    if is_sent_elsewhere:
+        await bench.publisher.send(stored(2, parent=1, session="p"), lose=True)
+        await asyncio.wait((task,), timeout=2)
+        assert isinstance(task.exception(), zmq.ZMQError)
+    else:
+        await bench.publisher.send(stored(2, parent=1, session="p"))
+        await until(lambda: bench.told == {"p": 64})
+        assert not task.done()
+
+
 async def test_reset_and_rubbish(bench: Bench) -> None:
     """A cleared cache is known to be empty; a message that cannot be read leaves nothing known, and is counted."""
     bench.publisher.start()
@@ -205,8 +323,36 @@ async def test_reset_and_rubbish(bench: Bench) -> None:
     await bench.publisher.send(stored(2, session="q"))
     await until(lambda: bench.told == {"p": 0, "q": 32})
     await bench.publisher.send_raw(b"rubbish")
-    await until(lambda: bench.told == {"p": 0, "q": None})
+    await until(lambda: bench.told == {"p": None, "q": None})
     assert follower.unreadable == 1
+
+
+async def test_cache_is_not_known_whole_where_the_first_message_is_unreadable(bench: Bench) -> None:
+    """What it stored is not known."""
+    bench.publisher.start()
+    await bench.publisher.send_raw(b"rubbish")
+    await bench.publisher.send(stored(1, session="p"))
+    follower = bench.follow()
+    await until(lambda: bench.told == {"p": 32})
+    assert (follower.unreadable, follower.mirror.is_complete) == (1, False)
+
+
+async def test_report_that_fails_at_the_end_hides_no_cancellation(bench: Bench) -> None:
+    """It is logged; the task ends as it was told to."""
+    bench.publisher.start()
+    follower = bench.follow()
+
+    def fail(changes: Sequence[SessionBlocks]) -> None:
+        raise KeyError("a bug")
+
+    await bench.reach(follower)
+    follower.report = fail
+    (task,) = bench.tasks
+    task.cancel()
+    with structlog.testing.capture_logs() as logs:
+        await asyncio.wait((task,), timeout=2)
+    assert task.cancelled()
+    assert [line["event"] for line in logs] == ["kv_events.report_failed"]
 
 
 # A daemon that follows

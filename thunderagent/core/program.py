@@ -242,7 +242,12 @@ class Program:
         """Note what a backend has cached of it; a prefix that is not known is forgotten."""
         if cached.prefix_tokens is not None:
             self.cached = {**(self.cached or {}), backend: cached}
-        elif self.cached is not None and self.cached.pop(backend, None) is not None and not self.cached:
+        else:
+            self.forget_cached(backend)
+
+    def forget_cached(self, backend: Backend) -> None:
+        """It is not known any more what a backend has cached of it."""
+        if self.cached is not None and self.cached.pop(backend, None) is not None and not self.cached:
             self.cached = None
 
     def cached_on(self, backend: Backend) -> CachedPrefix | None:

@@ -349,6 +349,8 @@ class Scheduler:
     def _backend_removed(self, event: events.BackendRemoved) -> Trigger:
         backend = self.cluster.backend_by_id.pop(event.backend)
         backend.is_removed = True
+        for program in self.cluster.program_by_id.values():
+            program.forget_cached(backend)
         return self._backend_lost(backend)
 
     def _prefixes_observed(self, event: events.PrefixesObserved) -> Trigger | None:

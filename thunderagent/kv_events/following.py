@@ -123,7 +123,10 @@ class KvFollowing:
 
 
 def _merged(program: ProgramId, change: SessionBlocks, followers: Sequence[KvFollower]) -> CachedPrefix:
-    """A program's turns go to any data-parallel rank: the rank that has most of it counts."""
+    """A program's turns go to any data-parallel rank: the rank that has most of it counts.
+
+    A rank whose messages were missed counts as one that has nothing, as long as another one knows what it has.
+    """
     best = change
     if len(followers) > 1:
         found = [

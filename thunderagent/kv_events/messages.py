@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["AllBlocksCleared", "BlockHash", "BlockRemoved", "BlockStored", "KvEvent", "Unreadable", "read_batch"]
+__all__ = [
+    "AllBlocksCleared",
+    "BlockHash",
+    "BlockRemoved",
+    "BlockStored",
+    "KvEvent",
+    "Unreadable",
+    "read_batch",
+    "sent_at",
+]
 
 BlockHash = int | bytes
 
@@ -15,8 +24,8 @@ _DEVICE = ("GPU", None)
 class BlockStored(msgspec.Struct, tag=True):
     """Full blocks that a request computed, behind one another from ``parent_block_hash`` (None: from the start).
 
-    ``session_id`` is the session of the request that stored them. Hits are reported only where a client asks for it
-    (``kv_cache_report_mode``).
+    ``session_id`` is the session of the request that stored them. Where a client asks for it (``vllm_xargs`` with
+    ``kv_cache_report_mode=full``), the blocks that its request found are reported in the same form, from the start.
     """
 
     block_hashes: list[BlockHash]
@@ -48,7 +57,12 @@ class _Batch(msgspec.Struct, array_like=True):
     events: list[KvEvent]
 
 
+class _Stamp(msgspec.Struct, array_like=True):
+    time: float
+
+
 _decoder = msgspec.msgpack.Decoder(_Batch)
+_stamp_decoder = msgspec.msgpack.Decoder(_Stamp)
 
 
 class Unreadable(Exception):
@@ -66,3 +80,11 @@ def read_batch(payload: bytes) -> list[KvEvent]:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Unreadable(str(error)) from error
     return [event for event in batch.events if isinstance(event, AllBlocksCleared) or event.medium in _DEVICE]
+
+
+def sent_at(payload: bytes) -> float | None:
+    """When the engine made a message, in seconds by its wall clock; None where it does not say."""
+    try:
+        return _stamp_decoder.decode(payload).time
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

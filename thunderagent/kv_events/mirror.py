@@ -28,6 +28,7 @@ class SessionBlocks:
 _WINDOWS = ("sliding", "chunked", "mamba", "linear", "conv", "cross", "encoder")
 """In the names of kinds of attention whose blocks are not a whole prefix."""
 _PURGE_HOLDERS = 16
+_PURGE_EMPTIED = 256
 
 
 @define(eq=False)
@@ -50,7 +51,6 @@ class _Block:
     """Tokens from the start of the prompt to the end of the block; None where a block before it is unknown."""
     copies: int = 1
     """Two requests that compute the same content side by side store it twice."""
-    children: int = 0
     holders: dict[_Session, None] = field(factory=dict)
     """Sessions that stored it or a block behind it."""
     purge_at: int = _PURGE_HOLDERS
@@ -60,6 +60,10 @@ class _Block:
 @define(eq=False)
 class CacheMirror:
     """Every method is O(blocks named), but that each block before a new one is claimed once per session.
+
+    Blocks from a prompt's start are a report of a hit where the first one is cached already, and no further copies: a
+    request stores what it did not find. Where that is wrong (a request that reads no cache, as for the log
+    probabilities of its prompt, or a prompt of one block), the blocks are taken for evicted with their first copy.
 
     A model with several kinds of attention has a group of blocks for each; those of full attention are the prefix.
     """
@@ -72,8 +76,15 @@ class CacheMirror:
     """All that is cached was seen to be stored."""
     _group: int | None = None
     _blocks: dict[BlockHash, _Block] = field(factory=dict)
+    _children: dict[BlockHash, int] = field(factory=dict)
+    """How many cached blocks stand on a block, which need not be cached itself."""
+    _holes: dict[BlockHash, dict[_Session, None]] = field(factory=dict)
+    """Whose a block was that is gone while others stand on it."""
     _sessions: dict[str, _Session] = field(factory=dict)
     _changed: dict[str, _Session] = field(factory=dict)
+    _emptied: set[str] = field(factory=set)
+    """Sessions of which nothing is cached any more: that is known, and may be so no longer."""
+    _purge_emptied_at: int = _PURGE_EMPTIED
 
     def apply(self, events: Sequence[KvEvent]) -> None:
         """Take events in the order in which the engine sent them."""
@@ -103,10 +114,23 @@ class CacheMirror:
         return None if found is None else found.told()
 
     def _drop(self, prefix_tokens: int | None) -> None:
-        for session in self._sessions.values():
+        dropped = list(self._sessions.values())
+        if prefix_tokens is None:
+            dropped += [_Session(name) for name in self._emptied]
+            self._emptied = set()
+        self._sessions, self._blocks, self._children, self._holes, self.cached_tokens = {}, {}, {}, {}, 0
+        for session in dropped:
             session.tip, session.prefix_tokens, session.held_tokens = None, prefix_tokens, 0
             self._changed[session.id] = session
-        self._sessions, self._blocks, self.cached_tokens = {}, {}, 0
+            if prefix_tokens is not None:
+                self._note_emptied(session.id)
+
+    def _note_emptied(self, name: str) -> None:
+        """Amortized O(1): sessions that are over are taken out when the others have become twice as many."""
+        self._emptied.add(name)
+        if len(self._emptied) >= self._purge_emptied_at:
+            self._emptied = {name for name in self._emptied if self.knows(name)}
+            self._purge_emptied_at = max(_PURGE_EMPTIED, 2 * len(self._emptied))
 
     def take_changes(self, limit: int) -> list[SessionBlocks]:
         """What is cached of sessions of which that changed since they were last taken, at most ``limit`` of them."""
@@ -128,11 +152,12 @@ class CacheMirror:
         if event.session_id is not None and self.knows(event.session_id):
             session = self._session(event.session_id)
         parent = event.parent_block_hash
+        is_hit = parent is None and event.block_hashes[0] in self._blocks
         for name in event.block_hashes:
             block = self._blocks.get(name)
             if block is None:
                 block = self._add(name, parent, event.block_size)
-            else:
+            elif not is_hit:
                 block.copies += 1
             if session is not None:
                 self._claim(name, session)
@@ -141,15 +166,21 @@ class CacheMirror:
             session.tip, session.prefix_tokens = parent, self._blocks[parent].depth_tokens
 
     def _add(self, name: BlockHash, parent: BlockHash | None, tokens: int) -> _Block:
-        before = None if parent is None else self._blocks.get(parent)
         depth_tokens: int | None = None
         if parent is None:
             depth_tokens = tokens
-        elif before is not None:
-            before.children += 1
-            depth_tokens = None if before.depth_tokens is None else before.depth_tokens + tokens
+        else:
+            self._children[parent] = self._children.get(parent, 0) + 1
+            before = self._blocks.get(parent)
+            if before is not None and before.depth_tokens is not None:
+                depth_tokens = before.depth_tokens + tokens
         block = self._blocks[name] = _Block(parent, tokens, depth_tokens)
         self.cached_tokens += tokens
+        for session in self._holes.pop(name, ()):
+            if self._sessions.get(session.id) is session:
+                block.holders[session] = None
+                session.held_tokens += tokens
+                self._changed[session.id] = session
         return block
 
     def _claim(self, name: BlockHash | None, session: _Session) -> None:
@@ -175,6 +206,7 @@ class CacheMirror:
     def _drop_if_empty(self, session: _Session) -> None:
         if not session.held_tokens and self._sessions.get(session.id) is session:
             del self._sessions[session.id]
+            self._note_emptied(session.id)
 
     def _remove(self, name: BlockHash) -> None:
         block = self._blocks.get(name)
@@ -186,18 +218,29 @@ class CacheMirror:
         del self._blocks[name]
         self.cached_tokens -= block.tokens
         before = None if block.parent is None else self._blocks.get(block.parent)
-        if before is not None:
-            before.children -= 1
+        if block.parent is not None:
+            self._leave(block.parent)
+        is_hole = name in self._children
+        if is_hole:
+            self._holes[name] = block.holders
         start_tokens = None if block.depth_tokens is None else block.depth_tokens - block.tokens
         for session in block.holders:
             session.held_tokens -= block.tokens
             if session.tip == name:
                 session.tip = None if before is None else block.parent
                 self._shorten(session, start_tokens)
-            elif block.children and self._is_below_tip(session, name):
+            elif is_hole and self._is_below_tip(session, name):
                 self._shorten(session, start_tokens)  # what stands on it is cached, but cannot be found any more
             self._changed[session.id] = session
             self._drop_if_empty(session)
+
+    def _leave(self, parent: BlockHash) -> None:
+        """One block less stands on ``parent``."""
+        if self._children[parent] > 1:
+            self._children[parent] -= 1
+            return
+        del self._children[parent]
+        self._holes.pop(parent, None)
 
     @staticmethod
     def _shorten(session: _Session, tokens: int | None) -> None:
@@ -218,5 +261,6 @@ class CacheMirror:
         session = self._sessions.get(name)
         if session is None:
             session = self._sessions[name] = _Session(name)
+            self._emptied.discard(name)
         self._changed[name] = session
         return session

@@ -35,7 +35,7 @@ class EventOrder:
         is_restart = sequence <= self.last_live
         self.last_live = sequence
         if is_restart:
-            self.next_sequence = 0
+            self.begin_anew()
             return Verdict.RESTARTED
         return self.compare(sequence)
 
@@ -44,6 +44,10 @@ class EventOrder:
         if sequence < self.next_sequence:
             return Verdict.SKIP
         return Verdict.TAKE if sequence == self.next_sequence else Verdict.MISSED
+
+    def begin_anew(self) -> None:
+        """Messages are another engine's, from 0 on."""
+        self.next_sequence = 0
 
     def taken(self, sequence: int) -> None:
         """All up to and with this one was taken, or given up."""
