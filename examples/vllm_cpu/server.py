@@ -11,10 +11,11 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from examples.vllm_cpu.prepare import ENVIRONMENT, MODEL, NotPrepared, environment_python
 
-__all__ = ["BLOCK_TOKENS", "MODEL_NAME", "START_SECONDS", "server_command", "server_environment"]
+__all__ = ["BLOCK_TOKENS", "MODEL_NAME", "START_SECONDS", "quick_dtype", "server_command", "server_environment"]
 
 MODEL_NAME = "tiny"
 BLOCK_TOKENS = 32
@@ -30,12 +31,23 @@ def server_command(port: int, kv_tokens: int, *flags: str, max_model_len: int = 
     return [
         *(str(environment_python()), "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", str(MODEL), "--served-model-name", MODEL_NAME, "--load-format", "dummy", "--seed", "0"),
-        *("--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16", "--enforce-eager"),
+        *("--host", "127.0.0.1", "--port", str(port), "--dtype", quick_dtype(), "--enforce-eager"),
         *("--max-model-len", str(max_model_len), "--max-num-seqs", "32", "--max-num-batched-tokens", "2048"),
         *("--block-size", str(BLOCK_TOKENS), "--num-gpu-blocks-override", str(kv_tokens // BLOCK_TOKENS + 1)),
         *("--enable-prefix-caching", "--enable-prompt-tokens-details"),
         *("--enable-auto-tool-choice", "--tool-call-parser", "hermes", *flags),
     ]
+
+
+def quick_dtype(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The number format that the machine computes with at speed: without AVX-512, x86 takes three times as long for
+    bfloat16 as for float32. Other machines get bfloat16.
+    """
+    try:
+        flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "avx512f")
+    except OSError:
+        return "bfloat16"
+    return "bfloat16" if "avx512f" in flags.split() else "float32"
 
 
 def server_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
