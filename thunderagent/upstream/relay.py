@@ -17,7 +17,7 @@ from thunderagent.upstream.headers import response_headers
 from thunderagent.upstream.sse import EventSplitter, split_events
 from thunderagent.upstream.usage import Api, StreamObserver, is_usage_only_event, read_body
 
-__all__ = ["RelayProgress", "RelayResult", "relay"]
+__all__ = ["RelayProgress", "RelayResult", "cut", "relay"]
 
 _PROGRESS_SECONDS = 1.0
 # After the API's last event nothing of worth follows; a backend that then keeps the connection open is let go.
@@ -72,6 +72,10 @@ class RelayProgress:
     broken: str | None = None
     """Why reading the answer failed; None as long as it did not."""
     observer: StreamObserver | None = None
+    response: web.StreamResponse | None = None
+    """The answer, once bytes of the backend's may have been written to it."""
+    takes_event: bool = False
+    """``response`` is a stream that an error event can end: neither compressed nor a whole body."""
 
     @property
     def outcome(self) -> Outcome | None:
@@ -138,6 +142,19 @@ async def relay(
         raise
 
 
+async def cut(request: web.Request, response: web.StreamResponse, event: bytes) -> None:
+    """End a begun answer for good: say why with ``event`` (empty: say nothing), then close the connection without the
+    terminating chunk."""
+    transport = request.transport
+    try:
+        if event:
+            await response.write(b"\n\n" + event)
+    finally:
+        if transport is not None:
+            transport.close()
+            asyncio.get_running_loop().call_later(_CUT_SECONDS, transport.abort)
+
+
 @define(eq=False)
 class _Relay:
     """The state of one answer under way."""
@@ -164,6 +181,7 @@ class _Relay:
             await response.prepare(self.request)
         elif not plain:
             return await self._refuse_started(response)
+        self.progress.response, self.progress.takes_event = response, plain
         if drop_usage_event and observer is not None and self.api in (Api.CHAT, Api.COMPLETIONS):
             await self._pump_events(response, observer)
         else:
@@ -247,21 +265,11 @@ class _Relay:
         if self.progress.broken is None:
             await response.write_eof()
         else:
-            await self._cut(response, error_event(self.api, BACKEND_DISCONNECTED, _BROKEN) if plain else b"")
+            event = error_event(self.api, BACKEND_DISCONNECTED, _BROKEN) if plain else b""
+            await cut(self.request, response, event)
         failed = self.progress.broken is not None or (observer is not None and observer.failed)
         outcome = Outcome.BACKEND_ERROR if failed else _outcome(self.upstream.status)
         return self._result(outcome, response, observer)
-
-    async def _cut(self, response: web.StreamResponse, event: bytes) -> None:
-        """Say that the stream broke, then close the connection without the terminating chunk."""
-        transport = self.request.transport
-        try:
-            if event:
-                await response.write(b"\n\n" + event)
-        finally:
-            if transport is not None:
-                transport.close()
-                asyncio.get_running_loop().call_later(_CUT_SECONDS, transport.abort)
 
     async def whole(self) -> RelayResult:
         held: list[bytes] = []
@@ -299,6 +307,7 @@ class _Relay:
                 headers["Content-Length"] = length
             response = web.StreamResponse(status=self.upstream.status, reason=self.upstream.reason, headers=headers)
             await response.prepare(self.request)
+        self.progress.response = response
         for part in held:
             await response.write(part)
         held.clear()
@@ -321,11 +330,12 @@ class _Relay:
         """Write a whole body as the answer, or as the rest of one already begun."""
         started = self.started
         if started is not None:
+            self.progress.response = started
             as_event = started.content_type == _STREAM_TYPE
             await started.write_eof(body_as_event(self.api, body) if as_event else body)
             return started
         reason = self.upstream.reason if status == self.upstream.status else None
-        response = web.Response(status=status, reason=reason, headers=headers, body=body)
+        self.progress.response = response = web.Response(status=status, reason=reason, headers=headers, body=body)
         await response.prepare(self.request)
         await response.write_eof()
         return response
