@@ -30,6 +30,7 @@ __all__ = ["APIS", "handle_turn"]
 
 _log = structlog.get_logger("thunderagent.turns")
 
+_WARNED = (Outcome.BACKEND_ERROR, Outcome.BACKEND_DISCONNECTED)
 _CUT = "The router is shutting down; the turn was cut before its end."
 
 APIS: dict[str, Api] = {
@@ -205,7 +206,8 @@ class _Run:
             self._measure(self.backend, self.forwarded_at, ended_at)
         else:
             self.state.metrics.turns.labels(outcome).inc()
-        _log.info(
+        log = _log.warning if self.outcome in _WARNED else _log.info
+        log(
             "turn.finished",
             turn=self.ticket.id,
             program=self.submission.program,
