@@ -31,8 +31,8 @@ def programs(url: str, token: str | None, released: str | None, as_json: bool) -
     """List the programs that a running router tracks, or release one of them.
 
     Status: new (never had a place), admitted, yielding (leaves at its turn's end), paused (lost its place). Activity:
-    reasoning (a turn runs), waiting (a turn is held, for WAITS), acting (no turn here, for IDLE: its tools run, or its
-    client has left).
+    reasoning (a turn runs), waiting (a turn is held, for WAITS), acting (no turn here, for IDLE: tools run, or
+    its client has left).
     """
     base = url.rstrip("/")
     if urllib.parse.urlsplit(base).scheme not in ("http", "https"):
