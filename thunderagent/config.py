@@ -258,7 +258,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("profile", _boolean, "Keep timings per program and write them as CSV.", is_flag=True),
     Option("profile_dir", _text, "Where to. Default thunderagent_profiles."),
     Option("log_level", _choice("debug", "info", "warning", "error"), "Default info.", "debug|info|warning|error"),
-    Option("log_format", _choice("auto", "console", "json"), "Default auto: JSON unless stderr is a terminal."),
+    Option(
+        "log_format",
+        _choice("auto", "console", "json"),
+        "Default auto: JSON unless stderr is a terminal.",
+        "auto|console|json",
+    ),
 )
 
 
