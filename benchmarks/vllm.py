@@ -38,7 +38,7 @@ from benchmarks.vllm_agents import Agents, Workload
 from benchmarks.vllm_counters import EngineCounts, Engines
 from benchmarks.vllm_servers import cpu_servers, gpus, serving
 from examples.processes import ChildFailed, free_port, interrupt_on_termination
-from examples.vllm_cpu.prepare import NotPrepared
+from examples.vllm_cpu.prepare import NotPrepared, environment_python
 
 DIRECT, REQUESTS = "direct", "requests"
 _DRAIN_SECONDS = 30.0
@@ -269,10 +269,20 @@ def _engines(options: argparse.Namespace, count: int, logs: Path) -> AbstractCon
     return cpu_servers(count, options.kv_tokens, logs)
 
 
+def _check_prepared() -> None:
+    """End with one line where the CPU build is not set up."""
+    try:
+        environment_python()
+    except NotPrepared as error:
+        raise SystemExit(str(error)) from None
+
+
 def main() -> None:
     """Measure and print; exit status 1 where an agent got an error."""
     options = _options()
     interrupt_on_termination()
+    if not options.backends and not options.serve:
+        _check_prepared()
     print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}{gpus()}")
     began_at, logs = time.monotonic(), Path(tempfile.mkdtemp(prefix="bench-vllm-"))
     print(f"logs: {logs}", flush=True)

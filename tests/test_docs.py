@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,11 +16,13 @@ from typing import Any
 import aiohttp
 import attrs
 import click
+import httpx
 import pytest
 from aiohttp import web
 from prometheus_client import Counter, Histogram
 
 import minisweagent_patch
+from minisweagent_patch.release import send_release
 from policies.least_kv import LeastKv
 from policies.pause_resume import PRESETS, PauseResume
 from thunderagent import cli, errors, identity
@@ -379,8 +382,15 @@ async def router() -> AsyncIterator[str]:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("part", ["programs/release", "from minisweagent_patch import program"])
-async def test_client_examples_run_and_leave_no_program(router: str, part: str) -> None:
+async def test_client_examples_run_and_leave_no_program(
+    router: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """README's two client examples are answered through the router, and their programs are released."""
+    # The router shares its loop with an import of openai: releases may take longer than clients allow by default.
+    monkeypatch.setattr(httpx, "post", partial(httpx.post, timeout=60.0))
+    monkeypatch.setattr(
+        "minisweagent_patch.programs.send_release", lambda url, name, key, _: send_release(url, name, key, 60.0)
+    )
     code = block_with("README.md", "python", part).replace(ROUTER_IN_DOCS, router)
     namespace = await asyncio.to_thread(_run, code, "example")
     async with (
@@ -403,7 +413,7 @@ async def test_curl_example_streams_to_the_end(router: str) -> None:
     process = await asyncio.create_subprocess_shell(
         command.replace(ROUTER_IN_DOCS, router), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    answer, _ = await asyncio.wait_for(process.communicate(), 20)
+    answer, _ = await asyncio.wait_for(process.communicate(), 60)
     lines = [line for line in answer.decode().splitlines() if line]
     assert lines[0].startswith("data: {")
     assert lines[-1] == "data: [DONE]"

@@ -33,6 +33,7 @@ _EJECTION_TURNS = 5
 looks emptiest, and would be given every new program."""
 _EJECTION_SECONDS = 10.0
 _MAX_EJECTION_SECONDS = 120.0
+_FAULTS = (Outcome.BACKEND_ERROR, Outcome.BACKEND_DISCONNECTED)
 
 
 def _check_type(_: Any, __: Any, name: str | None) -> None:
@@ -84,7 +85,7 @@ class WatchedBackend:
     """A connection that was not made was counted since the last look: however many fail at once, they are one."""
     is_failed: bool = False
     failed_turns: int = 0
-    """Turns in a row that ended in BACKEND_ERROR."""
+    """Turns in a row that ended in an error of the backend."""
     ejection_seconds: float = _EJECTION_SECONDS
     """How long the next ejection lasts; twice as long each time until a turn completes."""
     ejected_until: float | None = None
@@ -211,7 +212,7 @@ class BackendPool:
         others can take over; what its clients did wrong, or that they left, says nothing."""
         if outcome is Outcome.COMPLETED:
             entry.failed_turns, entry.ejection_seconds = 0, _EJECTION_SECONDS
-        elif outcome is Outcome.BACKEND_ERROR and not entry.is_failed and not entry.is_removed:
+        elif outcome in _FAULTS and not entry.is_failed and not entry.is_removed:
             entry.failed_turns += 1
             if entry.failed_turns >= _EJECTION_TURNS and self.can_spare(entry.config.id):
                 self._eject(entry)

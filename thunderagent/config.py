@@ -248,13 +248,22 @@ OPTIONS: tuple[Option, ...] = (
     Option("kv_events", _boolean, "Follow the KV events of vLLM: what is cached of each program.", is_flag=True),
     Option("identify_by", _names, "Body fields that name a program, e.g. user,prompt_cache_key.", "FIELD[,FIELD...]"),
     Option("drain_seconds", _seconds, "How long running turns may take to finish at the end. Default 30."),
-    Option("metrics_interval_seconds", _positive, "How often backends are looked at. Default 5."),
+    Option(
+        "metrics_interval_seconds",
+        _positive,
+        "How often backends are looked at; failing ones each second. Default 5.",
+    ),
     Option("health_failures", _count, "Failures in a row that make a backend failed. Default 3."),
     Option("clock_speed", _positive, "Run the scheduler's clock faster, for demos and tests. Default 1."),
     Option("profile", _boolean, "Keep timings per program and write them as CSV.", is_flag=True),
     Option("profile_dir", _text, "Where to. Default thunderagent_profiles."),
     Option("log_level", _choice("debug", "info", "warning", "error"), "Default info.", "debug|info|warning|error"),
-    Option("log_format", _choice("auto", "console", "json"), "Default auto: JSON unless stderr is a terminal."),
+    Option(
+        "log_format",
+        _choice("auto", "console", "json"),
+        "Default auto: JSON unless stderr is a terminal.",
+        "auto|console|json",
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""Runs the router until it is told to stop: first signal drains, second ends at once."""
+"""Runs the router until it is told to stop: the first signal drains, the second cuts what still runs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,17 @@ _BACKLOG = 16_384
 """Connections that may wait to be accepted, as far as the kernel lets (net.core.somaxconn): all agents of a runner
 connect at once."""
 
+_TELL_SECONDS = 1.0
+"""How long turns that are cut may take to tell their clients so."""
+
 _CANCEL_SECONDS = 0.25
 """How long handlers that outlasted the drain are waited for, once before they are cancelled and once after."""
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT.
+
+    Returns the exit status: 0, or 128 and the signal's number where a second signal cut what still ran.
 
     Raises:
         ConfigError: the port is taken, or settings do not work out.
@@ -38,13 +43,12 @@ def run(settings: Settings) -> None:
     try:
         import uvloop  # an optional extra
     except ImportError:
-        asyncio.run(_serve(settings))
-    else:
-        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
-        asyncio.run(_serve(settings))
+        return asyncio.run(_serve(settings))
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    return asyncio.run(_serve(settings))
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings) -> int:
     app = create_app(settings)
     state = app[STATE]
     signals = _Signals()
@@ -59,12 +63,14 @@ async def _serve(settings: Settings) -> None:
         _say_started(settings, runner)
         with small_collections():
             await signals.first.wait()
-            await _drain(state, signals)
-        state.is_stopping = True
+            is_drained = await _drain(state, signals)
+            await _cut_turns(state)
     finally:
         await runner.cleanup()
         signals.restore()
-    _log.info("daemon.stopped")
+    status = 128 + signals.last if signals.second.is_set() and not is_drained else 0
+    _log.info("daemon.stopped", status=status)
+    return status
 
 
 class _Signals:
@@ -72,11 +78,14 @@ class _Signals:
 
     def __init__(self) -> None:
         self.first, self.second = asyncio.Event(), asyncio.Event()
+        self.last = 0
+        """Number of the signal that came last; 0: none."""
         self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._received)
+            self._loop.add_signal_handler(number, self._received, number)
 
-    def _received(self) -> None:
+    def _received(self, number: int) -> None:
+        self.last = number
         (self.second if self.first.is_set() else self.first).set()
 
     def restore(self) -> None:
@@ -84,8 +93,11 @@ class _Signals:
             self._loop.remove_signal_handler(number)
 
 
-async def _drain(state: State, signals: _Signals) -> None:
-    """No new turns; those that run finish within the drain time, unless a second signal comes."""
+async def _drain(state: State, signals: _Signals) -> bool:
+    """No new turns; those that run finish within the drain time, unless a second signal comes.
+
+    Returns whether all of them did.
+    """
     gateway, drain_seconds = state.gateway, state.settings.drain_seconds
     _log.info("daemon.draining", turns=len(gateway.tickets), seconds=drain_seconds)
     gateway.drain()
@@ -98,8 +110,20 @@ async def _drain(state: State, signals: _Signals) -> None:
             await asyncio.wait_for(signals.second.wait(), min(0.05, left_seconds))
         except asyncio.TimeoutError:
             pass
-    if gateway.tickets or state.unscheduled_count:
-        _log.warning("daemon.turns_cut", turns=len(gateway.tickets), unscheduled=state.unscheduled_count)
+    if not gateway.tickets and not state.unscheduled_count:
+        return True
+    _log.warning("daemon.turns_cut", turns=len(gateway.tickets), unscheduled=state.unscheduled_count)
+    return False
+
+
+async def _cut_turns(state: State) -> None:
+    """End the turns that still run while their connections are open, so that their clients are told."""
+    state.is_stopping = True
+    tasks = set(state.turn_tasks)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=_TELL_SECONDS)
 
 
 def _listen_error(settings: Settings, error: OSError) -> ConfigError:

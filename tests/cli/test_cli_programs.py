@@ -15,7 +15,9 @@ from daemons import Daemon
 from thunderagent.cli.programs import programs
 
 TOKEN = {"THUNDERAGENT_API_TOKEN": "sk-of-the-router"}
-HEADING = "program                                      status     activity      tokens  turns   waits  backend"
+HEADING = (
+    "program                                      status     activity      tokens  turns   waits    idle  backend"
+)
 
 
 def _run(url: str, *arguments: str, env: dict[str, str] | None = None) -> Result:
@@ -48,13 +50,44 @@ def test_program_with_a_finished_turn_is_listed_released_and_gone(router: Daemon
     again = _run(router.url, "--release", "cli-1", "--json")
     assert (empty.exit_code, empty.stdout) == (0, f"{HEADING}\n")
     heading, row = listed.stdout.splitlines()
-    name, status, activity, tokens, turns, waits, backend = row.split()
+    name, status, activity, tokens, turns, waits, *idle, backend = row.split()
     assert heading == HEADING
     assert (name, status, activity, turns, waits, backend) == ("cli-1", "admitted", "acting", "1", "-", engine.url)
+    assert idle[-1] == "s"
     assert int(tokens) == json.loads(as_json.stdout)["cli-1"]["footprint_tokens"] > 0
     assert (released.exit_code, released.stdout) == (0, "cli-1: released\n")
     assert json.loads(again.stdout) == {"program_id": "cli-1", "released": False}
     assert _run(router.url, "--release", "cli-1").stdout == "cli-1: not known to the router\n"
+
+
+@pytest.mark.parametrize(
+    ("shown", "cells"),
+    [
+        ({"status": "reasoning", "turns_running": 1}, ["admitted", "reasoning", "-", "-"]),
+        ({"status": "reasoning", "turns_held": 1, "waiting_seconds": 7.2}, ["admitted", "waiting", "7 s", "-"]),
+        ({"status": "reasoning", "turns_running": 1, "turns_held": 1}, ["admitted", "reasoning", "-", "-"]),
+        ({"scheduling_status": "paused", "idle_seconds": 60.0}, ["paused", "acting", "-", "60 s"]),
+    ],
+    ids=["runs", "held", "runs and held", "client left"],
+)
+def test_activity_says_what_a_program_s_turns_do(shown: dict[str, object], cells: list[str]) -> None:
+    """One that is held waits, though the published status calls it reasoning; one without turns is idle."""
+    program = {
+        "scheduling_status": "admitted",
+        "status": "acting",
+        "footprint_tokens": 5,
+        "step_count": 2,
+        "turns_running": 0,
+        "turns_held": 0,
+        "waiting_seconds": None,
+        "idle_seconds": None,
+        "backend": None,
+    }
+    body = json.dumps({"p": {**program, **shown}}).encode()
+    with _answering(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)) as url:
+        row = _run(url).stdout.splitlines()[1]
+    status, activity, waits, idle = cells
+    assert row.split() == ["p", status, activity, "5", "2", *waits.split(), *idle.split(), "-"]
 
 
 def test_missing_token_gives_the_router_s_words_and_status_one(router: Daemon) -> None:

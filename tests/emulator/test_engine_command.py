@@ -85,6 +85,21 @@ def test_bad_setting_is_one_line_and_status_2(arguments: list[str], reason: str)
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "limits"),
+    [
+        ("--kv-tokens", "abc", "of at least 1"),
+        ("--kv-tokens", "0", "of at least 1"),
+        ("--port", "x", "from 0 to 65535"),
+    ],
+)
+def test_what_is_no_whole_number_is_told_with_the_limits(flag: str, value: str, limits: str) -> None:
+    """In plain words, whether it is no number or not within them."""
+    result = CliRunner().invoke(engine, [flag, value])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{flag}': must be a whole number {limits}, got '{value}'" in result.stderr
+
+
 def test_bad_script_names_the_place(tmp_path: Path) -> None:
     """File, path within it and reason."""
     script = tmp_path / "script.json"

@@ -169,6 +169,26 @@ async def test_drain_refuses_held_and_new_turns() -> None:
     gateway.stop()
 
 
+@pytest.mark.parametrize(("max_hold_seconds", "shown"), [(60.0, 60.0), (0.0, None)])
+async def test_log_of_a_held_turn_says_how_long_it_may_wait(max_hold_seconds: float, shown: float | None) -> None:
+    """Seconds from now, not a reading of a clock that nobody else sees; None without a limit."""
+    clock = VirtualClock(1000.0)
+    gateway = full_gateway(clock=clock, settings=SchedulerSettings(max_hold_seconds=max_hold_seconds))
+    with capture_logs() as logged:
+        held = gateway.arrive(submission("a", 3000))
+    (line,) = [entry for entry in logged if entry["event"] == "turn.held"]
+    assert line == {
+        "event": "turn.held",
+        "log_level": "debug",
+        "turn": held.id,
+        "program": "a",
+        "reason": "policy",
+        "deadline_in_seconds": shown,
+    }
+    held.close(Outcome.CLIENT_GONE)
+    gateway.stop()
+
+
 async def test_forward_that_fails_during_the_drain_is_refused() -> None:
     """Nobody would place the turn again before the drain's end."""
     gateway = gateway_of()

@@ -108,9 +108,11 @@ async def test_client_that_sends_again_keeps_its_age(stack: Stack) -> None:
     await until(lambda: router.held == 1)
     late = router.start_chat(words(1000, "late"), "late")
     await until(lambda: router.held == 2)
+    waited_seconds = (await router.programs())["early"]["waiting_seconds"]
     await first.leave()
     await until(lambda: router.held == 1)
-    waited_seconds = (await router.programs())["early"]["waiting_seconds"]
+    left = (await router.programs())["early"]
+    assert (left["scheduling_status"], left["status"], left["waiting_seconds"]) == ("new", "acting", None)
     again = router.start_chat(words(1000, "soon"), "early")
     await until(lambda: router.held == 2)
     assert (await router.programs())["early"]["waiting_seconds"] >= waited_seconds > 0

@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 from router_harness import CHAT, Stack, chat, until
+from structlog.testing import capture_logs
 
 from thunderagent.testing.fake_backend import CHAT_ANSWER, STREAM_HEAD, Exchange, chunked
 
@@ -33,17 +34,21 @@ async def test_engine_killed_mid_stream_is_told_and_cut(stack: Stack, path: str)
     client = await router.raw(body, path)
     await client.head()
     await anext(client.chunks())
-    await engine.kill()
-    received, is_whole = await client.rest()
+    with capture_logs() as logged:
+        await engine.kill()
+        received, is_whole = await client.rest()
+        await until(lambda: not router.gateway.tickets)
     assert not is_whole
+    line = next(entry for entry in logged if entry["event"] == "turn.finished")
+    assert (line["log_level"], line["outcome"]) == ("warning", "backend_disconnected")
+    assert line["error"] == "the backend closed the connection before the answer's end"
     assert b"[DONE]" not in received
     last = received.rstrip(b"\n").split(b"\n\n")[-1]
     assert last.startswith(APIS[path])
     assert b"backend_disconnected" in last
-    await until(lambda: not router.gateway.tickets)
     shown = (await router.programs())["p"]
     assert (shown["status"], shown["turns_running"]) == ("acting", 0)
-    assert await router.metric("thunderagent_turns_total", outcome="backend_error") == 1
+    assert await router.metric("thunderagent_turns_total", outcome="backend_disconnected") == 1
     await router.chat("again", "p")
 
 

@@ -59,7 +59,11 @@ async def test_refuse_is_a_503_with_retry_after(stack: Stack) -> None:
     async with router.session.post(router.url + CHAT, json=chat(words(1000, "beta"), "b")) as answer:
         error = (await answer.json())["error"]
         assert (answer.status, error["code"], answer.headers["Retry-After"]) == (503, "hold_limit", "5")
-    assert (await router.programs())["b"]["waiting_seconds"] >= LIMIT
+    cluster = router.gateway.scheduler.cluster
+    since = cluster.program_by_id["b"].waiting_since
+    assert since is not None
+    assert cluster.now - since >= LIMIT
+    assert (await router.programs())["b"]["waiting_seconds"] is None
     assert router.held == 0
     assert await router.metric("thunderagent_refusals_total", code="hold_limit") == 1
 

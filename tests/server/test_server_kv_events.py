@@ -467,4 +467,16 @@ async def test_backend_without_events_is_told_once_and_works(stack: Stack) -> No
     assert (await router.programs())["p"]["cached_tokens"] is None
     (told,) = [line for line in logs if line["event"] == "kv_events.none"]
     assert told["error"] == "it publishes none"
-    assert "--kv-events-config" in told["remedy"]
+    assert "--kv-events-config.publisher zmq" in told["remedy"]
+    assert '"' not in told["remedy"]
+
+
+async def test_emulated_engine_is_said_to_have_no_events(stack: Stack) -> None:
+    """No flag would help there."""
+    engine = await stack.engine()
+    with structlog.testing.capture_logs() as logs:
+        await stack.router(engine, kv_events=True)
+        await until(lambda: any(line["event"] == "kv_events.none" for line in logs))
+    (told,) = [line for line in logs if line["event"] == "kv_events.none"]
+    assert told["error"] == "/kv_event_sources: status 404"
+    assert told["remedy"] == "none: emulated engines publish no KV events; a real vLLM does"

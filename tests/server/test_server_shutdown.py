@@ -1,4 +1,4 @@
-"""The daemon as a process: it starts, drains on the first signal and ends at once on the second."""
+"""The daemon as a process: it starts, drains on the first signal and cuts what still runs on the second."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ import pytest
 from router_harness import CHAT, Engine, Stack, chat, until, words
 
 from thunderagent.testing.fake_backend import CHAT_ANSWER, Exchange, FakeBackend
+
+SHUTTING_DOWN = {
+    "message": "The router is shutting down; the turn was cut before its end.",
+    "type": "ServiceUnavailableError",
+    "param": None,
+    "code": "shutting_down",
+}
 
 
 class Daemon:
@@ -111,11 +118,27 @@ async def test_first_signal_drains(stack: Stack, serve: Any, session: aiohttp.Cl
     assert daemon.other == []
 
 
+async def cut_stream(answer: aiohttp.ClientResponse) -> dict[str, Any]:
+    """The error in the last event of a stream that must end without its terminating chunk."""
+    received = bytearray()
+
+    async def read() -> None:
+        while True:
+            received.extend(await answer.content.readany())
+
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await read()
+    answer.close()
+    *_, last = bytes(received).strip().split(b"\n\n")
+    error: dict[str, Any] = json.loads(last.removeprefix(b"data: "))["error"]
+    return error
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_second_signal_ends_at_once(
     stack: Stack, serve: Any, session: aiohttp.ClientSession, number: signal.Signals
 ) -> None:
-    """The running stream is cut, its engine request aborted; the status is 0 all the same."""
+    """The running stream ends with an error event, its engine request is aborted; the status names the signal."""
     engine = await stack.engine(speed=1.0)
     daemon = await serve(*options(engine, "--drain-seconds", "600"))
     url = await daemon.url()
@@ -125,9 +148,8 @@ async def test_second_signal_ends_at_once(
     await until(lambda: daemon.logged("daemon.draining"))
     started_at = time.monotonic()
     daemon.process.send_signal(number)
-    with pytest.raises(aiohttp.ClientPayloadError):
-        await running.read()
-    assert await daemon.ended() == 0
+    assert await cut_stream(running) == SHUTTING_DOWN
+    assert await daemon.ended() == 128 + number
     assert time.monotonic() - started_at < 2
     assert daemon.logged("daemon.turns_cut")[0]["turns"] == 1
     assert [line["outcome"] for line in daemon.logged("turn.finished")] == ["shutdown"]
@@ -166,10 +188,53 @@ async def test_drain_ends_after_its_time(stack: Stack, serve: Any, session: aioh
     running = await session.post(url + CHAT, json=chat(stream=True, max_tokens=4000))
     await running.content.readany()
     daemon.process.send_signal(signal.SIGTERM)
-    with pytest.raises(aiohttp.ClientPayloadError):
-        await running.read()
+    assert await cut_stream(running) == SHUTTING_DOWN
     assert await daemon.ended() == 0
     assert daemon.logged("daemon.turns_cut")
+
+
+async def test_cut_turn_without_answer_gets_503(stack: Stack, serve: Any, session: aiohttp.ClientSession) -> None:
+    """A turn whose backend has not answered yet is answered by the router."""
+
+    async def silent(exchange: Exchange) -> None:
+        await exchange.wait_client_left()
+
+    fake = await stack.fake(silent)
+    daemon = await serve(*options(fake, "--drain-seconds", "0.2"))
+    url = await daemon.url()
+    running = asyncio.create_task(session.post(url + CHAT, json=chat()))
+    await until(lambda: fake.exchanges)
+    daemon.process.send_signal(signal.SIGTERM)
+    refused = await running
+    assert (refused.status, (await refused.json())["error"]) == (503, SHUTTING_DOWN)
+    assert await daemon.ended() == 0
+    assert [line["outcome"] for line in daemon.logged("turn.finished")] == ["shutdown"]
+    assert daemon.other == []
+
+
+async def test_client_that_does_not_read_does_not_delay_the_end(
+    stack: Stack, serve: Any, session: aiohttp.ClientSession
+) -> None:
+    """A stream that its client has stopped reading is cut all the same, in bounded time."""
+
+    async def flood(exchange: Exchange) -> None:
+        await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+        while True:
+            await exchange.send(b": " + bytes(65536) + b"\n\n")
+
+    fake = await stack.fake(flood)
+    daemon = await serve(*options(fake, "--drain-seconds", "600"))
+    running = await session.post(await daemon.url() + CHAT, json=chat(stream=True))
+    assert running.status == 200
+    daemon.process.send_signal(signal.SIGINT)
+    await until(lambda: daemon.logged("daemon.draining"))
+    started_at = time.monotonic()
+    daemon.process.send_signal(signal.SIGINT)
+    assert await daemon.ended() == 130
+    assert time.monotonic() - started_at < 4
+    running.close()
+    assert [line["outcome"] for line in daemon.logged("turn.finished")] == ["shutdown"]
+    assert daemon.other == []
 
 
 async def test_idle_daemon_ends_at_once_and_logs_no_secret(

@@ -57,13 +57,16 @@ async def test_refused_connection_was_not_sent():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         error = await failure(f"http://127.0.0.1:{taken.getsockname()[1]}")
+        port = taken.getsockname()[1]
     assert (error.reason, error.sent) == ("connect", False)
+    assert str(error) == f"no connection to 127.0.0.1:{port}: Connection refused"
 
 
 async def test_unknown_host_was_not_sent():
     """A name that does not resolve is its own reason."""
     error = await failure("http://no-such-host.invalid:1")
     assert (error.reason, error.sent) == ("dns", False)
+    assert str(error).startswith("no connection to no-such-host.invalid:1: ")
 
 
 async def test_plain_server_behind_https_was_not_sent():
@@ -89,14 +92,19 @@ async def bad_status_line(exchange: Exchange) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "reason"),
-    [(close_at_once, "disconnected"), (reset_at_once, "disconnected"), (bad_status_line, "bad_response")],
+    ("script", "reason", "told"),
+    [
+        (close_at_once, "disconnected", "closed the connection before its answer's end"),
+        (reset_at_once, "disconnected", "closed the connection before its answer's end"),
+        (bad_status_line, "bad_response", "answered with something other than HTTP"),
+    ],
 )
-async def test_failure_after_the_request_may_have_been_sent(script, reason):
+async def test_failure_after_the_request_may_have_been_sent(script, reason, told):
     """On a fresh connection a break before the header is reported, not repeated: the backend may have worked."""
     async with RawBackend(script) as backend:
         error = await failure(backend.url)
         assert (error.reason, error.sent, len(backend.exchanges)) == (reason, True, 1)
+        assert str(error) == f"127.0.0.1:{backend.port} {told}"
 
 
 async def test_stale_connection_is_replaced_unseen():

@@ -102,8 +102,9 @@ async def test_broken_stream_ends_with_an_error_and_a_cut(parts, reset):
     assert json.loads(body.rsplit(b"\n\ndata: ", 1)[1]) == OPENAI_ERROR
     assert body.endswith(b"\n\n")
     assert not whole
-    assert (result.outcome, result.usage) == (Outcome.BACKEND_ERROR, None)
-    assert result.broken
+    assert (result.outcome, result.usage) == (Outcome.BACKEND_DISCONNECTED, None)
+    assert result.broken is not None
+    assert result.broken.startswith("the backend ")
 
 
 async def test_reset_stream_ends_with_an_error_and_a_cut():
@@ -115,7 +116,7 @@ async def test_reset_stream_ends_with_an_error_and_a_cut():
         exchange.reset()
 
     (_, body, whole), result = await run(answer)
-    assert (body[: len(EVENT)], whole, result.outcome) == (EVENT, False, Outcome.BACKEND_ERROR)
+    assert (body[: len(EVENT)], whole, result.outcome) == (EVENT, False, Outcome.BACKEND_DISCONNECTED)
     assert json.loads(body[len(EVENT) :].strip()[len(b"data: ") :]) == OPENAI_ERROR
 
 
@@ -152,7 +153,7 @@ async def test_broken_stream_uses_the_error_event_of_its_api(api, begin, error):
     (_, body, whole), result = await run(script(STREAM_HEAD, chunked(begin)), api)
     name, data = body[len(begin) :].strip().split(b"\n")
     assert (name, json.loads(data[len(b"data: ") :]), whole) == (b"event: error", error, False)
-    assert result.outcome is Outcome.BACKEND_ERROR
+    assert result.outcome is Outcome.BACKEND_DISCONNECTED
 
 
 async def test_break_after_the_last_event_is_no_error():
@@ -262,8 +263,8 @@ async def test_whole_body_cut_short_becomes_502():
     assert (json.loads(body), whole, result.outcome, result.status) == (
         OPENAI_ERROR,
         True,
-        Outcome.BACKEND_ERROR,
-        200,
+        Outcome.BACKEND_DISCONNECTED,
+        502,
     )
 
 
@@ -274,7 +275,7 @@ async def test_long_whole_body_is_passed_on_in_pieces(monkeypatch):
     (_, body, whole), result = await run(json_answer(sent))
     assert (body == sent, whole, result.outcome, result.usage) == (True, True, Outcome.COMPLETED, None)
     (_, body, whole), result = await run(script(json_answer(sent)[:-10]))
-    assert (len(body) <= 299_990, whole, result.outcome) == (True, False, Outcome.BACKEND_ERROR)
+    assert (len(body) <= 299_990, whole, result.outcome) == (True, False, Outcome.BACKEND_DISCONNECTED)
 
 
 async def test_redirect_is_not_followed():

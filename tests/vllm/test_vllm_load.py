@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import httpx
@@ -115,42 +116,40 @@ def test_accounts_agree_with_the_engine_s_kv_events(server: Server) -> None:
 def test_server_killed_and_started_again_under_load(children: Children) -> None:
     """What streamed then fails, all else waits for the server to be back; the accounts begin anew."""
     server = Server.start(children, "killed", 16_384)
-    router = Router.start([server.url])
-    errors: list[str] = []
-    answered: list[int] = []
-    load = threading.Thread(target=lambda: answered.extend(run_agents(router, 6, errors, retries=3)))
-    load.start()
-    until(lambda: router.metric("thunderagent_backend_turns_total") >= 6, 60)
-    server.kill()
-    until(lambda: not router.backend()["available"], 15)
-    server.start_again()
-    server.wait_ready()
-    load.join(180)
-    assert not load.is_alive()
-    assert answered == [TURNS] * 6
-    assert len(errors) <= 6  # at most the turns that ran when it was killed
-    assert router.backend()["capacity_tokens"] == 16_384
-    router.close()
+    with closing(Router.start([server.url])) as router:
+        errors: list[str] = []
+        answered: list[int] = []
+        load = threading.Thread(target=lambda: answered.extend(run_agents(router, 6, errors, retries=3)))
+        load.start()
+        until(lambda: router.metric("thunderagent_backend_turns_total") >= 6, 60)
+        server.kill()
+        until(lambda: not router.backend()["available"], 15)
+        server.start_again()
+        server.wait_ready()
+        load.join(180)
+        assert not load.is_alive()
+        assert answered == [TURNS] * 6
+        assert len(errors) <= 6  # at most the turns that ran when it was killed
+        assert router.backend()["capacity_tokens"] == 16_384
 
 
 def test_engine_that_dies_under_a_stream(children: Children) -> None:
     """It says so under a 200 and ends; the client is told, nobody else's turn is lost."""
     server = Server.start(children, "dying", 16_384)
-    router = Router.start([server.url])
-    # vLLM's CPU engine ends at a seeded request that is prefilled in chunks.
-    deadly = chat(words(1800), "deadly", seed=1, temperature=1.0, max_tokens=50)
-    try:
-        events = events_of(router.stream(CHAT, deadly))
-    except httpx.RemoteProtocolError:
-        events = [{"error": "cut"}]
-    except AssertionError as error:
-        events = [{"error": str(error)}]
-    assert "error" in events[-1]
-    until(lambda: not router.backend()["available"], 20)
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(router.answer, CHAT, chat("still there?", "patient"))
-        until(lambda: router.get("/health")["turns_held"] == 1)
-        server.start_again()
-        server.wait_ready()
-        assert waiting.result(60)["usage"]["completion_tokens"] == 8
-    router.close()
+    with closing(Router.start([server.url])) as router:
+        # vLLM's CPU engine ends at a seeded request that is prefilled in chunks.
+        deadly = chat(words(1800), "deadly", seed=1, temperature=1.0, max_tokens=50)
+        try:
+            events = events_of(router.stream(CHAT, deadly))
+        except httpx.RemoteProtocolError:
+            events = [{"error": "cut"}]
+        except AssertionError as error:
+            events = [{"error": str(error)}]
+        assert "error" in events[-1]
+        until(lambda: not router.backend()["available"], 20)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(router.answer, CHAT, chat("still there?", "patient"))
+            until(lambda: router.get("/health")["turns_held"] == 1)
+            server.start_again()
+            server.wait_ready()
+            assert waiting.result(60)["usage"]["completion_tokens"] == 8

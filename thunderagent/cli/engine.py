@@ -32,10 +32,21 @@ class EngineCommandError(click.ClickException):
         click.echo(f"thunderagent engine: {self.format_message()}", err=True)
 
 
+class _WholeNumber(click.IntRange):
+    """An integer within limits, with one plain sentence for whatever is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        limits = f"of at least {self.min}" if self.max is None else f"from {self.min} to {self.max}"
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"must be a whole number {limits}, got {str(value)!r}", param, ctx)
+
+
 @click.command("engine")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."
+    "--port", type=_WholeNumber(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."
 )
 @click.option(
     "--preset",
@@ -45,7 +56,7 @@ class EngineCommandError(click.ClickException):
     help="Machine and model whose timings are simulated.",
 )
 @click.option("--speed", type=float, default=1.0, show_default=True, help="Simulated seconds per second.")
-@click.option("--kv-tokens", type=click.IntRange(1), help="Tokens in the KV cache.  [default: the preset's]")
+@click.option("--kv-tokens", type=_WholeNumber(1), help="Tokens in the KV cache.  [default: the preset's]")
 @click.option(
     "--model",
     "models",
@@ -55,10 +66,10 @@ class EngineCommandError(click.ClickException):
     help="Served model name; repeatable.",
 )
 @click.option("--script", "script_path", type=click.Path(), help="JSON file with the answers to conversations.")
-@click.option("--max-model-len", type=click.IntRange(1), help="Most tokens of a prompt and its reply.")
-@click.option("--max-num-seqs", type=click.IntRange(1), help="Most requests in a batch.")
-@click.option("--max-num-batched-tokens", type=click.IntRange(1), help="Most tokens in a batch.")
-@click.option("--block-size", type=click.IntRange(1), default=16, show_default=True, help="Tokens in a KV block.")
+@click.option("--max-model-len", type=_WholeNumber(1), help="Most tokens of a prompt and its reply.")
+@click.option("--max-num-seqs", type=_WholeNumber(1), help="Most requests in a batch.")
+@click.option("--max-num-batched-tokens", type=_WholeNumber(1), help="Most tokens in a batch.")
+@click.option("--block-size", type=_WholeNumber(1), default=16, show_default=True, help="Tokens in a KV block.")
 @click.option(
     "--scheduling-policy",
     type=click.Choice([policy.value for policy in SchedulingPolicy]),
@@ -104,7 +115,7 @@ def _banner(config: EmulatorConfig) -> str:
     usable = (config.num_gpu_blocks - 1) * config.block_size
     return (
         f"emulated engine: timings are simulated, no model runs. "
-        f"preset {config.preset.name} ({config.preset.title}); "
+        f"preset {config.preset.name}: {config.preset.title}; "
         f"speed {config.speed:g}; KV cache {usable} tokens; max model length {config.model_len}; "
         f"models {', '.join(config.models)}"
     )

@@ -28,7 +28,12 @@ _TIMEOUT_SECONDS = 10.0
 @click.option("--release", "released", metavar="ID", help="Release this program instead of listing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def programs(url: str, token: str | None, released: str | None, as_json: bool) -> None:
-    """List the programs that a running router tracks, or release one of them."""
+    """List the programs that a running router tracks, or release one of them.
+
+    Status: new (never had a place), admitted, yielding (leaves at its turn's end), paused (lost its place). Activity:
+    reasoning (a turn runs), waiting (a turn is held, for WAITS), acting (no turn here, for IDLE: tools run, or
+    its client has left).
+    """
     base = url.rstrip("/")
     if urllib.parse.urlsplit(base).scheme not in ("http", "https"):
         raise click.BadParameter(f"must begin with http:// or https://, got {url!r}", param_hint="--url")
@@ -44,21 +49,26 @@ def programs(url: str, token: str | None, released: str | None, as_json: bool) -
         lines = [_line(name, program) for name, program in answer.items()]
     except (KeyError, TypeError):
         raise _failure(url, "does not answer as a router: its programs lack fields") from None
-    click.echo(f"{'program':<44} {'status':<10} {'activity':<10} {'tokens':>9} {'turns':>6} {'waits':>7}  backend")
+    counts = f"{'tokens':>9} {'turns':>6} {'waits':>7} {'idle':>7}"
+    click.echo(f"{'program':<44} {'status':<10} {'activity':<10} {counts}  backend")
     for line in lines:
         click.echo(line)
 
 
 def _line(name: str, program: dict[str, Any]) -> str:
     return (
-        f"{name:<44} {program['scheduling_status']:<10} {program['status']:<10} "
-        f"{program['footprint_tokens']:>9} {program['step_count']:>6} {_seconds(program['waiting_seconds']):>7}  "
-        f"{program['backend'] or '-'}"
+        f"{name:<44} {program['scheduling_status']:<10} {_activity(program):<10} "
+        f"{program['footprint_tokens']:>9} {program['step_count']:>6} {_seconds(program['waiting_seconds']):>7} "
+        f"{_seconds(program['idle_seconds']):>7}  {program['backend'] or '-'}"
     )
 
 
-def _seconds(waited: float | None) -> str:
-    return "-" if waited is None else f"{waited:.0f} s"
+def _activity(program: dict[str, Any]) -> str:
+    return "waiting" if program["turns_held"] and not program["turns_running"] else str(program["status"])
+
+
+def _seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.0f} s"
 
 
 def _word(answer: dict[str, Any]) -> str:

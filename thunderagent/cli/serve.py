@@ -45,11 +45,15 @@ def _click_option(option: Option) -> Any:
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file with the same settings.")
 @_with_options
 def serve(config_file: Path | None, **flags: Any) -> None:
-    """Run the router in front of vLLM servers, or others that speak the OpenAI API."""
+    """Run the router in front of vLLM servers, or others that speak the OpenAI API.
+
+    Ctrl-C or SIGTERM lets the running turns finish first; a second one cuts them at once.
+    """
     try:
         settings = read_settings(flags, os.environ, config_file)
         configure_logging(settings.log_level, settings.log_format)
-        run(settings)
+        status = run(settings)
     except ConfigError as error:
         click.echo(f"thunderagent serve: {error}", err=True)
         raise SystemExit(2) from None
+    raise SystemExit(status)

@@ -15,6 +15,8 @@ class Outcome(Enum):
     COMPLETED = "completed"
     BACKEND_REJECTED = "backend_rejected"
     BACKEND_ERROR = "backend_error"
+    BACKEND_DISCONNECTED = "backend_disconnected"
+    """The answer broke off before its end."""
     CLIENT_GONE = "client_gone"
     SHUTDOWN = "shutdown"
 

@@ -14,7 +14,7 @@ from thunderagent.core.events import CachedPrefix
 from thunderagent.core.ids import BackendId, ProgramId
 from thunderagent.kv_events.follower import KvFollower
 from thunderagent.kv_events.mirror import CacheMirror, SessionBlocks
-from thunderagent.kv_events.sources import Source, SourcesUnreadable, read_sources
+from thunderagent.kv_events.sources import Source, SourcesUnreadable, read_sources, says_emulated
 from thunderagent.upstream.client import BackendClient, ForwardFailed
 
 __all__ = ["KvFollowing"]
@@ -24,8 +24,12 @@ _log = structlog.get_logger("thunderagent.kv_events")
 _PAGE = "/kv_event_sources"
 _PAGE_SECONDS = 5.0
 _AGAIN_SECONDS = 10.0
-_REMEDY = """vLLM 0.32 or later with --kv-events-config '{"enable_kv_cache_events": true, "endpoint": "tcp://*:5557",\
- "replay_endpoint": "tcp://*:5558"}'"""
+_REMEDY = (
+    "start vLLM 0.32 or later with --kv-events-config.enable_kv_cache_events true --kv-events-config.publisher zmq "
+    "--kv-events-config.endpoint 'tcp://*:5557' --kv-events-config.replay_endpoint 'tcp://*:5558'"
+)
+"""Without double quotes: neither form of the log escapes it, so that it can be pasted."""
+_NO_REMEDY = "none: emulated engines publish no KV events; a real vLLM does"
 
 
 @define(eq=False)
@@ -86,8 +90,16 @@ class KvFollowing:
             error = f"{_PAGE}: {failure}"
         if backend not in self._is_told_off:
             self._is_told_off.add(backend)
-            _log.warning("kv_events.none", backend=backend, error=error, remedy=_REMEDY)
+            remedy = _NO_REMEDY if await self._is_emulated(client) else _REMEDY
+            _log.warning("kv_events.none", backend=backend, error=error, remedy=remedy)
         return []
+
+    @staticmethod
+    async def _is_emulated(client: BackendClient) -> bool:
+        try:
+            return says_emulated((await client.fetch("/version", timeout_seconds=_PAGE_SECONDS)).body)
+        except ForwardFailed:
+            return False
 
     def _taken_by_another(self, backend: BackendId, sources: Sequence[Source]) -> str | None:
         """Where two engines send to one address their messages cannot be told apart."""

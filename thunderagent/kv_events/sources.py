@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import msgspec
 from attrs import frozen
 
-__all__ = ["Address", "Source", "SourcesUnreadable", "read_sources"]
+__all__ = ["Address", "Source", "SourcesUnreadable", "read_sources", "says_emulated"]
 
 _OWN_HOSTS = ("*", "0.0.0.0", "::", "[::]")
 
@@ -18,6 +18,10 @@ class _Publisher(msgspec.Struct):
     replay_endpoint: str | None = None
     topic: str = ""
     enable_kv_cache_events: bool = True
+
+
+class _Version(msgspec.Struct):
+    emulated: bool = False
 
 
 _decoder = msgspec.json.Decoder(dict[str, _Publisher])
@@ -69,6 +73,14 @@ def read_sources(page: bytes, backend_url: str) -> list[Source]:
         ]
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
         raise SourcesUnreadable(str(error)) from error
+
+
+def says_emulated(page: bytes) -> bool:
+    """Whether an answer of ``GET /version`` is an emulated engine's."""
+    try:
+        return msgspec.json.decode(page, type=_Version).emulated
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
 
 
 def _events_address(endpoint: str, backend_url: str) -> Address:

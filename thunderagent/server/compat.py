@@ -17,7 +17,11 @@ _NEVER_HOLDING = ("round-robin", "affinity")
 
 
 def program_json(program: Program, state: State) -> dict[str, Any]:
-    """One program; ``state`` is the published word, ``scheduling_status`` the exact one."""
+    """One program; ``state`` is the published word, ``scheduling_status`` the exact one.
+
+    Of one whose client left while its turn was held, ``waiting_seconds`` is None: nothing of it waits, though its age
+    in the queue is kept for a while for the turn sent again.
+    """
     cluster, now = state.gateway.scheduler.cluster, state.gateway.clock.now()
     shown: dict[str, Any] = {
         "backend": None if program.place is None else program.place.id,
@@ -34,7 +38,7 @@ def program_json(program: Program, state: State) -> dict[str, Any]:
         "turns_running": len(program.forwarded),
         "turns_held": len(program.held),
         "conversations": len(program.branches),
-        "waiting_seconds": _since(now, program.waiting_since),
+        "waiting_seconds": _since(now, program.waiting_since if program.held else None),
         "idle_seconds": _since(now, program.idle_since if program.is_idle else None),
     }
     if state.profiler is not None:

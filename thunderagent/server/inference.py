@@ -13,7 +13,7 @@ from attrs import define, field
 from thunderagent.backends import WatchedBackend
 from thunderagent.core.ids import BackendId
 from thunderagent.core.usage import Outcome, Usage
-from thunderagent.errors import RouterError
+from thunderagent.errors import RouterError, ShuttingDown
 from thunderagent.gateway import Ticket
 from thunderagent.identity import IdentityRules, Submission, identify
 from thunderagent.server.holding import HeldAnswer
@@ -21,13 +21,17 @@ from thunderagent.server.middleware import may_forward_credentials
 from thunderagent.server.state import State, state_of
 from thunderagent.telemetry.profile import TurnTiming
 from thunderagent.upstream.client import ForwardFailed
+from thunderagent.upstream.errors import error_event
 from thunderagent.upstream.headers import request_headers
-from thunderagent.upstream.relay import RelayProgress, RelayResult, relay
+from thunderagent.upstream.relay import RelayProgress, RelayResult, cut, relay
 from thunderagent.upstream.usage import Api
 
 __all__ = ["APIS", "handle_turn"]
 
 _log = structlog.get_logger("thunderagent.turns")
+
+_WARNED = (Outcome.BACKEND_ERROR, Outcome.BACKEND_DISCONNECTED)
+_CUT = "The router is shutting down; the turn was cut before its end."
 
 APIS: dict[str, Api] = {
     "/v1/chat/completions": Api.CHAT,
@@ -46,9 +50,13 @@ async def handle_turn(request: web.Request) -> web.StreamResponse:
     submission = await _read_submission(request, state)
     ticket = state.gateway.arrive(submission)
     run = _Run(state, request, submission, ticket)
+    task = asyncio.current_task()
+    assert task is not None
+    state.turn_tasks.add(task)
     try:
         return await run.answer()
     finally:
+        state.turn_tasks.discard(task)
         run.account()
 
 
@@ -104,6 +112,8 @@ class _Run:
             return await held.fail(error)
         except (asyncio.CancelledError, ConnectionError):
             self._take_left(progress)
+            if self.outcome is Outcome.SHUTDOWN:
+                await self._tell_shutdown(held, progress)
             raise
         self._take(result)
         return result.response
@@ -156,6 +166,23 @@ class _Run:
         elif self.state.is_stopping:
             self.outcome = Outcome.SHUTDOWN
 
+    async def _tell_shutdown(self, held: HeldAnswer, progress: RelayProgress) -> None:
+        """The shutdown cut the turn: tell its client, if that is still there, in the form that is still open."""
+        transport = self.request.transport
+        if transport is None or transport.is_closing():
+            return
+        error = ShuttingDown(_CUT, retry_after_seconds=5.0)
+        try:
+            if progress.response is not None:
+                event = error_event(held.api, error.code, error.message, error.type) if progress.takes_event else b""
+                await cut(self.request, progress.response, event)
+            else:
+                response = await held.fail(error)
+                await response.prepare(self.request)
+                await response.write_eof()
+        except ConnectionError:
+            pass  # it left meanwhile
+
     def _leave_backend(self) -> None:
         entry, self._entry = self._entry, None
         if entry is not None:
@@ -179,7 +206,8 @@ class _Run:
             self._measure(self.backend, self.forwarded_at, ended_at)
         else:
             self.state.metrics.turns.labels(outcome).inc()
-        _log.info(
+        log = _log.warning if self.outcome in _WARNED else _log.info
+        log(
             "turn.finished",
             turn=self.ticket.id,
             program=self.submission.program,

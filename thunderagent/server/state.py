@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
-from attrs import define
+from attrs import define, field
 
 from thunderagent.backends import BackendPool
 from thunderagent.config import Settings
@@ -33,6 +34,8 @@ class State:
     is_ready: bool = False
     unscheduled_count: int = 0
     """Requests under way that are routed but not scheduled."""
+    turn_tasks: set[asyncio.Task[Any]] = field(factory=set)
+    """Handlers of the scheduled turns under way."""
     is_stopping: bool = False
     """The drain is over: what is cancelled now is cut by the shutdown, not by its client."""
 

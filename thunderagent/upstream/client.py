@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import socket
 import ssl as ssl_module
 import time
 from urllib.parse import urlsplit
@@ -31,7 +33,7 @@ class ForwardFailed(Exception):
         reason: one of ``dns``, ``connect``, ``connect_timeout``, ``tls``, ``disconnected``, ``bad_response``,
             ``closed``; fit for a metric label.
         sent: False where the backend cannot have seen the request (no connection was made); True where it may have.
-        detail: text for people, without bodies or credentials.
+        detail: a sentence for people, without bodies or credentials.
     """
 
     def __init__(self, reason: str, *, sent: bool, detail: str = "") -> None:
@@ -41,7 +43,7 @@ class ForwardFailed(Exception):
         self.detail = detail
 
     def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+        return self.detail or self.reason
 
 
 @frozen
@@ -173,7 +175,7 @@ class BackendClient:
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
             raise self._failure(error) from error
         except asyncio.TimeoutError as error:
-            detail = f"no full answer to {path} within {timeout_seconds:g} s"
+            detail = f"no full answer within {timeout_seconds:g} s"
             raise ForwardFailed("timeout", sent=True, detail=detail) from error
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             raise self._failure(error) from error
@@ -217,7 +219,23 @@ class BackendClient:
             if not self._session.closed:
                 raise error
             reason, sent = "closed", False
-        return ForwardFailed(reason, sent=sent, detail=str(error) or type(error).__name__)
+        return ForwardFailed(reason, sent=sent, detail=self._told(reason, error))
+
+    def _told(self, reason: str, error: Exception) -> str:
+        """The failure in a sentence: where, and the system's reason. aiohttp's own text has words of ssl for http."""
+        url = URL(self.base_url)
+        where = f"{f'[{url.host}]' if ':' in (url.host or '') else url.host}:{url.port}"
+        if reason == "connect_timeout":
+            return f"no connection to {where} within {self.pool.connect_timeout_seconds:g} s"
+        if reason == "tls":
+            return f"no TLS connection to {where}: {_system_reason(error)}"
+        if reason in ("connect", "dns"):
+            return f"no connection to {where}: {_system_reason(error)}"
+        if reason == "bad_response" and isinstance(error, aiohttp.ClientResponseError):
+            return f"{where} answered with something other than HTTP"
+        if reason == "closed":
+            return f"the connections to {where} were closed"
+        return f"{where} closed the connection before its answer's end"
 
 
 def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
@@ -238,6 +256,23 @@ def _classify(error: Exception) -> tuple[str, bool]:
     if isinstance(error, (aiohttp.ClientResponseError, aiohttp.ClientPayloadError)):
         return "bad_response", True
     return "disconnected", True
+
+
+def _system_reason(error: Exception) -> str:
+    """What the operating system, the resolver or the TLS library says."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        error = error.certificate_error
+    elif isinstance(error, aiohttp.ClientConnectorError):
+        error = error.os_error
+    if isinstance(error, ssl_module.SSLCertVerificationError):
+        return error.verify_message
+    if isinstance(error, ssl_module.SSLError):
+        return (error.reason or "handshake failed").replace("_", " ").lower()
+    if isinstance(error, socket.gaierror):
+        return error.strerror or "the name is not known"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return str(error) or type(error).__name__
 
 
 def _is_stale(failure: ForwardFailed, attempt: Attempt) -> bool:

@@ -15,23 +15,23 @@ _ERROR_TYPE = "backend_error"
 _DONE = b"data: [DONE]\n\n"
 
 
-def error_body(api: Api, code: str, message: str) -> bytes:
+def error_body(api: Api, code: str, message: str, error_type: str = _ERROR_TYPE) -> bytes:
     """An error object as the API's clients expect it; ``code`` is stable, ``message`` is for people."""
     if api is Api.MESSAGES:
         return msgspec.json.encode(
             {"type": "error", "error": {"type": "api_error", "message": message, "code": code}}
         )
-    return msgspec.json.encode({"error": {"message": message, "type": _ERROR_TYPE, "param": None, "code": code}})
+    return msgspec.json.encode({"error": {"message": message, "type": error_type, "param": None, "code": code}})
 
 
-def error_event(api: Api, code: str, message: str) -> bytes:
+def error_event(api: Api, code: str, message: str, error_type: str = _ERROR_TYPE) -> bytes:
     """One event that tells a stream's client that the answer failed, with its ending empty line."""
     if api is Api.RESPONSES:
         data = msgspec.json.encode(
             {"type": "error", "code": code, "message": message, "param": None, "sequence_number": 0}
         )
         return b"event: error\ndata: " + data + b"\n\n"
-    data = error_body(api, code, message)
+    data = error_body(api, code, message, error_type)
     if api is Api.MESSAGES:
         return b"event: error\ndata: " + data + b"\n\n"
     return b"data: " + data + b"\n\n"

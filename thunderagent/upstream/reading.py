@@ -131,7 +131,7 @@ async def read_page(fetch: Fetch, read: Callable[[bytes], BackendObservation]) -
 
 
 def complaint(path: str, page: FetchedPage | ForwardFailed) -> str:
-    """What was wrong with a page, for the log."""
+    """What was wrong with a page, for the log. A backend that nothing reaches is none of a page's faults."""
     if isinstance(page, ForwardFailed):
-        return f"{path}: {page}"
+        return f"{path}: {page}" if page.sent else str(page)
     return f"{path}: status {page.status}"

@@ -17,7 +17,7 @@ from thunderagent.upstream.headers import response_headers
 from thunderagent.upstream.sse import EventSplitter, split_events
 from thunderagent.upstream.usage import Api, StreamObserver, is_usage_only_event, read_body
 
-__all__ = ["RelayProgress", "RelayResult", "relay"]
+__all__ = ["RelayProgress", "RelayResult", "cut", "relay"]
 
 _PROGRESS_SECONDS = 1.0
 # After the API's last event nothing of worth follows; a backend that then keeps the connection open is let go.
@@ -27,6 +27,9 @@ _MAX_HELD_BODY_BYTES = 16 * 1024 * 1024
 # How long a cut connection may take to deliver the error event to a slow client.
 _CUT_SECONDS = 10.0
 _BROKEN = "The backend's answer broke off before its end."
+# For the log: why an answer broke off.
+_LOST = "the backend closed the connection before the answer's end"
+_UNENDED = "the backend ended the stream without its last event"
 _STREAM_TYPE = "text/event-stream"
 # How a body that breaks off shows: truncated or malformed framing, a reset, silence after the end.
 _READ_ERRORS = (aiohttp.ClientError, OSError, asyncio.TimeoutError)
@@ -37,11 +40,11 @@ class RelayResult:
     """How an answer went.
 
     Attributes:
-        outcome: COMPLETED, BACKEND_REJECTED (3xx, 4xx) or BACKEND_ERROR (5xx, an error inside the answer, an answer
-            that broke off).
+        outcome: COMPLETED, BACKEND_REJECTED (3xx, 4xx), BACKEND_ERROR (5xx, an error inside the answer) or
+            BACKEND_DISCONNECTED (an answer that broke off).
         usage: None where the backend gave none that can be read.
         output_chunks: stream events that brought output, an estimate of the output tokens; 0 for whole bodies.
-        status: the backend's status.
+        status: the backend's status; 502 where the client got that in its place.
         first_byte_at: the clock when the first byte of the body was there; None for an empty body.
         body_bytes: what the backend sent of the body.
         broken: why the answer broke off, for the log; None where it was whole.
@@ -72,17 +75,22 @@ class RelayProgress:
     broken: str | None = None
     """Why reading the answer failed; None as long as it did not."""
     observer: StreamObserver | None = None
+    response: web.StreamResponse | None = None
+    """The answer, once bytes of the backend's may have been written to it."""
+    takes_event: bool = False
+    """``response`` is a stream that an error event can end: neither compressed nor a whole body."""
 
     @property
     def outcome(self) -> Outcome | None:
-        """How the answer ended for the client: COMPLETED once the API's last event was passed on, BACKEND_ERROR
-        where the backend broke off or reported an error before; None while it is under way."""
+        """How the answer ended for the client: COMPLETED once the API's last event was passed on,
+        BACKEND_DISCONNECTED or BACKEND_ERROR where the backend broke off or reported an error before; None while it
+        is under way."""
         observer = self.observer
         if observer is not None and observer.finished and not observer.failed:
             return Outcome.COMPLETED
-        if self.broken is not None or (observer is not None and observer.failed):
+        if observer is not None and observer.failed:
             return Outcome.BACKEND_ERROR
-        return None
+        return None if self.broken is None else Outcome.BACKEND_DISCONNECTED
 
     @property
     def usage(self) -> Usage | None:
@@ -138,6 +146,19 @@ async def relay(
         raise
 
 
+async def cut(request: web.Request, response: web.StreamResponse, event: bytes) -> None:
+    """End a begun answer for good: say why with ``event`` (empty: say nothing), then close the connection without the
+    terminating chunk."""
+    transport = request.transport
+    try:
+        if event:
+            await response.write(b"\n\n" + event)
+    finally:
+        if transport is not None:
+            transport.close()
+            asyncio.get_running_loop().call_later(_CUT_SECONDS, transport.abort)
+
+
 @define(eq=False)
 class _Relay:
     """The state of one answer under way."""
@@ -164,6 +185,7 @@ class _Relay:
             await response.prepare(self.request)
         elif not plain:
             return await self._refuse_started(response)
+        self.progress.response, self.progress.takes_event = response, plain
         if drop_usage_event and observer is not None and self.api in (Api.CHAT, Api.COMPLETIONS):
             await self._pump_events(response, observer)
         else:
@@ -178,8 +200,8 @@ class _Relay:
         while True:
             try:
                 chunk = await read()
-            except _READ_ERRORS as error:
-                self._note_broken(error)
+            except _READ_ERRORS:
+                self._note_broken()
                 return
             if not chunk:
                 return
@@ -201,8 +223,8 @@ class _Relay:
         while True:
             try:
                 chunk = await (self._read_lingering() if observer.finished else self.upstream.content.readany())
-            except _READ_ERRORS as error:
-                self._note_broken(error)
+            except _READ_ERRORS:
+                self._note_broken()
                 break
             if not chunk:
                 break
@@ -227,8 +249,8 @@ class _Relay:
             self.progress.first_byte_at = self.clock()
         self.body_bytes += len(chunk)
 
-    def _note_broken(self, error: Exception) -> None:
-        self.progress.broken = str(error) or type(error).__name__
+    def _note_broken(self) -> None:
+        self.progress.broken = _LOST
         self.upstream.close()
 
     def _report(self, observer: StreamObserver) -> None:
@@ -243,25 +265,16 @@ class _Relay:
             if observer.finished:
                 self.progress.broken = None
             elif self.progress.broken is None and not observer.failed and not observer.oversized:
-                self.progress.broken = "the stream ended without its last event"
+                self.progress.broken = _UNENDED
         if self.progress.broken is None:
             await response.write_eof()
         else:
-            await self._cut(response, error_event(self.api, BACKEND_DISCONNECTED, _BROKEN) if plain else b"")
-        failed = self.progress.broken is not None or (observer is not None and observer.failed)
-        outcome = Outcome.BACKEND_ERROR if failed else _outcome(self.upstream.status)
-        return self._result(outcome, response, observer)
-
-    async def _cut(self, response: web.StreamResponse, event: bytes) -> None:
-        """Say that the stream broke, then close the connection without the terminating chunk."""
-        transport = self.request.transport
-        try:
-            if event:
-                await response.write(b"\n\n" + event)
-        finally:
-            if transport is not None:
-                transport.close()
-                asyncio.get_running_loop().call_later(_CUT_SECONDS, transport.abort)
+            event = error_event(self.api, BACKEND_DISCONNECTED, _BROKEN) if plain else b""
+            await cut(self.request, response, event)
+        failed = self.progress.outcome
+        if failed is None or failed is Outcome.COMPLETED:
+            return self._result(_outcome(self.upstream.status), response, observer)
+        return self._result(failed, response, observer)
 
     async def whole(self) -> RelayResult:
         held: list[bytes] = []
@@ -271,8 +284,8 @@ class _Relay:
                 held.append(chunk)
                 if self.body_bytes > _MAX_HELD_BODY_BYTES:
                     break
-        except _READ_ERRORS as error:
-            self._note_broken(error)
+        except _READ_ERRORS:
+            self._note_broken()
         plain = "Content-Encoding" not in self.upstream.headers
         if self.started is not None and not plain:
             return await self._refuse_started(self.started)
@@ -299,6 +312,7 @@ class _Relay:
                 headers["Content-Length"] = length
             response = web.StreamResponse(status=self.upstream.status, reason=self.upstream.reason, headers=headers)
             await response.prepare(self.request)
+        self.progress.response = response
         for part in held:
             await response.write(part)
         held.clear()
@@ -308,7 +322,7 @@ class _Relay:
     async def _answer_broken(self) -> RelayResult:
         body = error_body(self.api, BACKEND_DISCONNECTED, _BROKEN)
         headers = {**(self.extra_headers or {}), "Content-Type": "application/json"}
-        return self._result(Outcome.BACKEND_ERROR, await self._answer(502, body, headers))
+        return self._result(Outcome.BACKEND_DISCONNECTED, await self._answer(502, body, headers), status=502)
 
     async def _refuse_started(self, response: web.StreamResponse) -> RelayResult:
         """A compressed answer cannot follow plain bytes that were already sent."""
@@ -321,11 +335,12 @@ class _Relay:
         """Write a whole body as the answer, or as the rest of one already begun."""
         started = self.started
         if started is not None:
+            self.progress.response = started
             as_event = started.content_type == _STREAM_TYPE
             await started.write_eof(body_as_event(self.api, body) if as_event else body)
             return started
         reason = self.upstream.reason if status == self.upstream.status else None
-        response = web.Response(status=status, reason=reason, headers=headers, body=body)
+        self.progress.response = response = web.Response(status=status, reason=reason, headers=headers, body=body)
         await response.prepare(self.request)
         await response.write_eof()
         return response
@@ -339,12 +354,13 @@ class _Relay:
         response: web.StreamResponse,
         observer: StreamObserver | None = None,
         usage: Usage | None = None,
+        status: int | None = None,
     ) -> RelayResult:
         return RelayResult(
             outcome=outcome,
             usage=observer.usage if observer is not None else usage,
             output_chunks=observer.output_chunks if observer is not None else 0,
-            status=self.upstream.status,
+            status=status or self.upstream.status,
             first_byte_at=self.progress.first_byte_at,
             body_bytes=self.body_bytes,
             broken=self.progress.broken,
