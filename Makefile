@@ -97,7 +97,7 @@ test-vllm: vllm-cpu ## the tests against real vLLM servers
 bench-vllm: vllm-cpu ## what admission does to a real vLLM, in 10 minutes
 	$(BIN)/python -m benchmarks.vllm $(BENCH_ARGS)
 
-bench-vllm-full: vllm-cpu ## the same with all arms, about 2 hours
+bench-vllm-full: vllm-cpu ## the same with all arms, half the sizes, about an hour
 	$(BIN)/python -m benchmarks.vllm --full $(BENCH_ARGS)
 
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13

@@ -13,6 +13,7 @@ repetition with texts of its own and emptied prefix caches, after some turns tha
 - ``requests``: direct, at most as many requests at once per server as whole agents fit: what limits requests can do.
 
 Hit rate, computed tokens and preemptions are the engine's own counters; turn seconds are the agents', waits included.
+``--full`` runs all of it with contexts and a cache of half the size, a quarter of the prefill, to end within an hour.
 Fails where an agent got an error. With few cores the router and the agents take theirs from the engine.
 """
 
@@ -42,6 +43,8 @@ from examples.vllm_cpu.prepare import NotPrepared, environment_python
 
 DIRECT, REQUESTS = "direct", "requests"
 _DRAIN_SECONDS = 30.0
+_KV_TOKENS = 16_384
+_SIZES = ("first_tokens", "output_tokens", "tool_tokens")
 
 
 @frozen
@@ -200,7 +203,6 @@ def ratios(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _options() -> argparse.Namespace:
-    defaults = Workload()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--full",
@@ -216,10 +218,13 @@ def _options() -> argparse.Namespace:
     where.add_argument("--serve", metavar="MODEL", help="start `vllm serve MODEL`; flags for it after --")
     parser.add_argument("--model", help="the backends' model")
     parser.add_argument("--api-key", help="the backends' key")
-    parser.add_argument("--kv-tokens", type=int, default=16_384, help="per server of the CPU build")
-    for name in ("turns", "first_tokens", "output_tokens", "tool_tokens"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
-    parser.add_argument("--tool-seconds", type=float, nargs=2, default=defaults.tool_seconds, metavar=("MIN", "MAX"))
+    parser.add_argument("--kv-tokens", type=int, help=f"per server of the CPU build; {_KV_TOKENS}, half with --full")
+    for name in _SIZES:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="of an agent; half with --full")
+    parser.add_argument("--turns", type=int, default=Workload().turns)
+    parser.add_argument(
+        "--tool-seconds", type=float, nargs=2, default=Workload().tool_seconds, metavar=("MIN", "MAX")
+    )
     parser.add_argument("--json", type=Path, help="write all results there")
     parser.add_argument("flags", nargs="*", metavar="-- FLAG", help="flags for `vllm serve`")
     options = parser.parse_args()
@@ -244,10 +249,15 @@ def _plan(options: argparse.Namespace) -> Plan:
     return evolve(plan, repetitions=options.repetitions or plan.repetitions)
 
 
+def _workload(options: argparse.Namespace) -> Workload:
+    """As asked; by default half as long with ``--full`` where the CPU build gets half the cache."""
+    is_small = options.full and not options.backends and not options.serve
+    sizes = {name: getattr(options, name) or getattr(Workload(), name) // (2 if is_small else 1) for name in _SIZES}
+    return Workload(turns=options.turns, tool_seconds=tuple(options.tool_seconds), **sizes)
+
+
 def _run(options: argparse.Namespace, plan: Plan, logs: Path) -> list[Result]:
-    workload = Workload(
-        options.turns, options.first_tokens, options.output_tokens, options.tool_tokens, tuple(options.tool_seconds)
-    )
+    workload = _workload(options)
     results: list[Result] = []
     with (logs / "router.log").open("wb") as log:
         for count in (0,) if options.backends else plan.servers:
@@ -266,7 +276,7 @@ def _engines(options: argparse.Namespace, count: int, logs: Path) -> AbstractCon
         return nullcontext(Engines(urls, options.model, options.api_key))
     if options.serve:
         return serving(count, options.serve, options.flags, logs)
-    return cpu_servers(count, options.kv_tokens, logs)
+    return cpu_servers(count, options.kv_tokens or _KV_TOKENS // (2 if options.full else 1), logs)
 
 
 def _check_prepared() -> None:
