@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from daemons import ROOT, Daemon, engine, environment
 
-from benchmarks.vllm import Result, ratios
+from benchmarks.vllm import Result, main, ratios
 from benchmarks.vllm_counters import EngineCounts
+from examples.vllm_cpu import prepare
 
 SMALL = ("--repetitions", "1", "--turns", "3", "--tool-seconds", "0.01", "0.02", "--demands", "2")
 
@@ -99,6 +100,18 @@ def test_backend_that_is_not_there_is_told_in_a_line(url: str) -> None:
     done = run("--backends", url, "--model", "m", *SMALL)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "a server could not be asked" in done.stderr
+
+
+def test_missing_cpu_build_is_told_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What to run first; neither the machine nor the logs of a run that there is none of."""
+    monkeypatch.setattr(prepare, "_STAMP", tmp_path / "prepared")
+    monkeypatch.setattr("benchmarks.vllm.interrupt_on_termination", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["vllm"])
+    with pytest.raises(SystemExit, match="run `make vllm-cpu` first"):
+        main()
+    assert capsys.readouterr().out == ""
 
 
 def test_server_that_does_not_start_is_told_with_its_log(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def test_help_of_serve_tells_every_setting_and_its_variable_rule() -> None:
     flags = {option.flag for option in OPTIONS} | {"--config"}
     assert [flag for flag in sorted(flags) if f"  {flag} " not in output and f"  {flag}," not in output] == []
     assert "--inject-usage / --no-inject-usage" in output
+    assert "--log-format auto|console|json" in output
     assert "--max-hold-seconds is THUNDERAGENT_MAX_HOLD_SECONDS" in output
 
 
