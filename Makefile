@@ -80,6 +80,7 @@ bench-smoke: setup ## the benchmarks, in small
 	$(BIN)/python -m benchmarks.emulator --seconds 1 --streams 20
 	$(BIN)/python -m benchmarks.scheduler --smoke
 	$(BIN)/python -m benchmarks.overflow --smoke
+	$(BIN)/python -m benchmarks.simulator --smoke
 
 swebench-lite: setup ## mini-swe-agent on SWE-bench Lite: BACKENDS=... MODEL=... [PORT WORKERS OUTPUT SUBSET POLICY DRY_RUN=1]
 	$(BIN)/python -m examples.swebench.lite --backends '$(BACKENDS)' --model '$(MODEL)' --port '$(PORT)' \

@@ -54,11 +54,12 @@ class Rooms:
         return used_tokens
 
     def _shared_correction(self, backend: BackendView) -> float:
-        """``usage``: less what running turns are accounted for beyond what the engine's gauge says of them; the
-        gauge counts running requests only, and is compared with the account of the time of its reading."""
+        """``usage``: less what running turns are accounted for beyond what the engine's gauge says of them, compared
+        with the account of the time of its reading. The gauge counts requests that the engine runs: while some wait
+        there, what it lacks is theirs and not shared."""
         if self.settings.shared_correction == "none":
             return backend.saved_tokens
-        if backend.kv_usage_ratio is None or backend.capacity_tokens is None:
+        if backend.kv_usage_ratio is None or backend.capacity_tokens is None or backend.requests_waiting:
             return 0.0
         in_use_tokens = backend.kv_usage_ratio * backend.capacity_tokens
         return -max(0.0, min(backend.observed_running_tokens, backend.running_tokens) - in_use_tokens)

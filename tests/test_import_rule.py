@@ -23,7 +23,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "identity": {"core", "errors"},
     "registry": {"errors", "policy"},
     "upstream": {"core"},
-    "telemetry": {"core", "errors"},
+    "trace": set(),
+    "telemetry": {"core", "errors", "trace"},
     "backends": {"core", "upstream"},
     "kv_events": {"core", "upstream"},
     "config": {"backends", "core", "errors"},
@@ -34,7 +35,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "daemon": {"config", "errors", "garbage", "server", "telemetry"},
     "emulator": set(),
-    "cli": {"config", "daemon", "emulator", "errors", "registry", "telemetry"},
+    "simulator": {"core", "emulator", "errors", "registry", "trace"},
+    "calibration": {"emulator"},
+    "cli": {
+        *("calibration", "config", "core", "daemon", "emulator", "errors"),
+        *("registry", "simulator", "telemetry", "trace", "upstream"),
+    },
     "testing": {"clock", "core", "emulator", "policy", "registry", "server", "upstream"},
     "__main__": {"cli"},
 }

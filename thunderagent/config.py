@@ -57,6 +57,8 @@ class Settings:
     admin_token: str | None = field(default=None, repr=False)
     profile: bool = False
     profile_dir: str = "thunderagent_profiles"
+    record: str = ""
+    """File for a line per turn; empty: none."""
     log_level: str = "info"
     log_format: str = "auto"
 
@@ -257,6 +259,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("clock_speed", _positive, "Run the scheduler's clock faster, for demos and tests. Default 1."),
     Option("profile", _boolean, "Keep timings per program and write them as CSV.", is_flag=True),
     Option("profile_dir", _text, "Where to. Default thunderagent_profiles."),
+    Option("record", _text, "New file for a line per turn, for `thunderagent simulate --trace`.", "FILE"),
     Option("log_level", _choice("debug", "info", "warning", "error"), "Default info.", "debug|info|warning|error"),
     Option(
         "log_format",

@@ -83,6 +83,7 @@ SAMPLES = {
     "clock_speed": _numbers(0.5, 2.5, 3.0),
     "profile": Sample(False, "on", "false", (False, True, False)),
     "profile_dir": _words("a", "b", "c"),
+    "record": _words("a", "b", "c"),
     "log_level": _words("debug", "error", "warning"),
     "log_format": _words("console", "json", "auto"),
 }

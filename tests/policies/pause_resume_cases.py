@@ -56,9 +56,11 @@ def resize(driver: SchedulerDriver, capacity_tokens: int, name: BackendId = A) -
     driver.send(BackendObserved(name, None, capacity_tokens))
 
 
-def gauge(driver: SchedulerDriver, kv_usage_ratio: float, name: BackendId = A) -> None:
-    """The engine says how much of its cache its running requests use."""
-    driver.send(BackendObserved(name, kv_usage_ratio=kv_usage_ratio))
+def gauge(
+    driver: SchedulerDriver, kv_usage_ratio: float, name: BackendId = A, *, requests_waiting: int | None = None
+) -> None:
+    """The engine says how much of its cache its running requests use, and how many others wait in it."""
+    driver.send(BackendObserved(name, kv_usage_ratio=kv_usage_ratio, requests_waiting=requests_waiting))
 
 
 def act(driver: SchedulerDriver, *programs: tuple[str, int]) -> None:

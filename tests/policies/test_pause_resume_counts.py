@@ -182,6 +182,15 @@ def test_gauge_corrects_what_running_turns_are_accounted_for(shared_correction: 
         assert (driver.arrive("r", tokens) in driver.held) is is_held
 
 
+def test_gauge_says_nothing_while_requests_wait_in_the_engine() -> None:
+    """Half is in use, and one of the two waits there: what the gauge lacks is that one's. 1,700 + 100 fit."""
+    for tokens, is_held in ((1_700, False), (1_701, True)):
+        driver = two_running(shared_correction="usage")
+        gauge(driver, 0.5, requests_waiting=1)
+        driver.advance(1.0)
+        assert (driver.arrive("r", tokens) in driver.held) is is_held
+
+
 def test_gauge_that_says_more_than_is_accounted_corrects_nothing() -> None:
     """9,000 in use by the gauge, 8,000 + 200 by the accounts: 1,700 + 100 fit, one more does not."""
     for tokens, is_held in ((1_700, False), (1_701, True)):

@@ -11,6 +11,7 @@ import pytest
 from router_harness import CHAT, Router, Stack, chat, until, words
 
 from thunderagent import __version__
+from thunderagent.trace import read_trace
 
 HEALTH_PER_BACKEND = {
     "total": 1,
@@ -229,6 +230,24 @@ async def test_profiles_are_kept_and_written(stack: Stack, tmp_path: Path) -> No
     assert rows[0]["tool_call_s"] == ""
     assert float(rows[1]["tool_call_s"]) >= 0
     assert all(started_at - 1 < float(row["completed_at"]) < time.time() + 1 for row in rows)
+
+
+async def test_turns_are_recorded_without_prompts(stack: Stack, tmp_path: Path) -> None:
+    """A line per turn that was answered, which the simulator reads; nothing of what was said."""
+    path = tmp_path / "turns.jsonl"
+    router = await stack.router(await stack.engine(), record=str(path))
+    for _ in range(2):
+        await router.chat(words(100), "p")
+    await router.chat("a secret")
+    first, second, alone = read_trace(path)
+    assert (first.program, second.program, alone.program) == ("p", "p", None)
+    assert first.prompt_tokens == second.prompt_tokens > 100
+    assert second.cached_tokens > 0
+    assert first.tool_seconds is None
+    assert (
+        0 <= first.arrival <= first.end <= second.arrival == pytest.approx(first.end + second.tool_seconds, abs=0.01)
+    )
+    assert "secret" not in path.read_text()
 
 
 async def test_inside_is_shown_on_request(stack: Stack) -> None:

@@ -25,6 +25,10 @@ class _Command:
 _COMMANDS = {
     "serve": _Command("thunderagent.cli.serve:serve", "Run the router in front of vLLM servers."),
     "engine": _Command("thunderagent.cli.engine:engine", "Run an emulated vLLM engine."),
+    "simulate": _Command(
+        "thunderagent.cli.simulate:simulate", "Simulate policies on agents and engines, without a GPU."
+    ),
+    "calibrate": _Command("thunderagent.cli.calibrate:calibrate", "Measure a vLLM server for the simulator."),
     "policies": _Command("thunderagent.cli.policies:policies", "List the installed scheduling policies."),
     "programs": _Command("thunderagent.cli.programs:programs", "List or release programs of a running router."),
 }

@@ -65,6 +65,8 @@ class _Sequence:
     scheduled_tokens: int = 0
     cached_tokens: int = 0
     preemptions: int = 0
+    room_tokens: int = 0
+    """Up to so many tokens it needs no block and fills none."""
     holding: Any = None
     """Its blocks in the cache; None while it waits."""
     refusal: _Refusal | None = None
@@ -75,6 +77,12 @@ class _Sequence:
     @property
     def running(self) -> bool:
         return self.holding is not None
+
+
+def _room_tokens(tokens: int, block_size: int) -> int:
+    """All but the last token of the block in part after ``tokens``; itself where there is none."""
+    in_part = tokens % block_size
+    return tokens + block_size - 1 - in_part if in_part else tokens
 
 
 @attrs.define(eq=False)
@@ -318,6 +326,7 @@ class Engine:
             sequence.cached_tokens = hit
         sequence.computed_tokens = hit
         cache.fill(holding, (hit + count) // size)
+        sequence.room_tokens = _room_tokens(hit + count, size)
         return count
 
     def _refusal(self, sequence: _Sequence, matched: int, lacking: int) -> _Refusal:
@@ -327,12 +336,16 @@ class Engine:
 
     def _grow(self, sequence: _Sequence, count: int) -> bool:
         """Blocks for ``count`` more tokens; False where the pool has none left."""
-        computed, cache, holding = sequence.computed_tokens + count, self.cache, sequence.holding
+        computed = sequence.computed_tokens + count
+        if computed <= sequence.room_tokens:
+            return True
+        cache, holding = self.cache, sequence.holding
         size = cache.block_size
         missing = blocks_for(computed, size) - len(holding)
         if missing > 0 and not cache.extend(holding, missing):
             return False
         cache.fill(holding, computed // size)
+        sequence.room_tokens = _room_tokens(computed, size)
         return True
 
     def _preempt(self) -> _Sequence:

@@ -225,7 +225,12 @@ class ExtentCache:
     def _give_copies_up(self, segment: _Segment) -> None:
         """Of what nobody else holds any more, the blocks that can be found stand for the copies, which come free."""
         for holding, copies in list(segment.copies.items()):
-            others = (stop for other, stop in segment.holders.items() if other not in segment.copies)
+            # What another holder refers to itself: all, or what comes before its first copy.
+            others = (
+                min((start for start, _ in segment.copies.get(other, ())), default=stop)
+                for other, stop in segment.holders.items()
+                if other is not holding
+            )
             reach = max(others, default=0)
             kept = [(start, min(stop, reach)) for start, stop in copies if start < reach]
             spare = sum(stop - start for start, stop in copies) - sum(stop - start for start, stop in kept)

@@ -21,6 +21,7 @@ from thunderagent.server.state import STATE, State
 from thunderagent.server.unscheduled import UNSCHEDULED_PATHS, handle_unscheduled, list_models, show_model
 from thunderagent.telemetry.metrics import Metrics
 from thunderagent.telemetry.profile import Profiler
+from thunderagent.telemetry.recording import Recorder
 
 __all__ = ["create_app"]
 
@@ -49,10 +50,11 @@ def create_app(settings: Settings, clock: Clock | None = None) -> web.Applicatio
     profiler = Profiler(Path(settings.profile_dir)) if settings.profile else None
     pool = BackendPool(watch, gateway.handle, gateway.can_spare)
     app = web.Application(middlewares=middlewares, client_max_size=settings.max_body_bytes)
-    app[STATE] = State(settings, gateway, pool, metrics, profiler)
+    recorder = Recorder(Path(settings.record)) if settings.record else None
+    app[STATE] = State(settings, gateway, pool, metrics, profiler, recorder)
     if settings.kv_events:
         follow_kv_events(app[STATE])
-    app.cleanup_ctx.extend((_profiling, _watching))
+    app.cleanup_ctx.extend((_writing, _watching))
     app.add_routes([web.post(path, handle_turn) for path in APIS])
     app.add_routes([web.post(path, handle_unscheduled) for path in UNSCHEDULED_PATHS])
     app.add_routes([web.get("/v1/models", list_models), web.get("/v1/models/{model:.+}", show_model)])
@@ -60,13 +62,15 @@ def create_app(settings: Settings, clock: Clock | None = None) -> web.Applicatio
     return app
 
 
-async def _profiling(app: web.Application) -> AsyncIterator[None]:
-    profiler = app[STATE].profiler
-    if profiler is not None:
-        profiler.open()
-    yield
-    if profiler is not None:
-        profiler.close()
+async def _writing(app: web.Application) -> AsyncIterator[None]:
+    writers = [writer for writer in (app[STATE].profiler, app[STATE].recorder) if writer is not None]
+    try:
+        for writer in writers:
+            writer.open()
+        yield
+    finally:
+        for writer in writers:
+            writer.close()
 
 
 async def _watching(app: web.Application) -> AsyncIterator[None]:

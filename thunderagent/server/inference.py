@@ -241,6 +241,15 @@ class _Run:
         if self.state.profiler is not None and self.submission.program is not None:
             timing = TurnTiming(self.arrived_at, forwarded_at, first_byte_at, ended_at)
             self.state.profiler.record(self.submission.program, timing, self.usage)
+        if self.state.recorder is not None and self.outcome is Outcome.COMPLETED:
+            self.state.recorder.record(
+                self.submission.program,
+                self.submission.branch,
+                self.submission.model,
+                arrived_at=self.arrived_at,
+                ended_at=ended_at,
+                usage=self.usage,
+            )
 
 
 def _backend_path(request: web.Request) -> str:

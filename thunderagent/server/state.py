@@ -13,6 +13,7 @@ from thunderagent.config import Settings
 from thunderagent.gateway import Gateway
 from thunderagent.telemetry.metrics import Metrics
 from thunderagent.telemetry.profile import Profiler
+from thunderagent.telemetry.recording import Recorder
 
 if TYPE_CHECKING:
     from thunderagent.kv_events.following import KvFollowing
@@ -29,6 +30,8 @@ class State:
     pool: BackendPool
     metrics: Metrics
     profiler: Profiler | None
+    recorder: Recorder | None = None
+    """With ``--record``."""
     following: KvFollowing | None = None
     """With ``--kv-events``."""
     is_ready: bool = False

@@ -5,9 +5,11 @@ Tokens and tool times do not depend on the schedule, so that policies are compar
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from attrs import frozen
 
-__all__ = ["Conversation", "Program", "Shared", "TurnPlan"]
+__all__ = ["Arrival", "Conversation", "Program", "Shared", "TurnPlan"]
 
 
 @frozen
@@ -26,11 +28,15 @@ class TurnPlan:
     """Appended to the history before the turn: the task at first, a tool's output later. At least 1."""
     output_tokens: int
     tool_seconds: float = 0.0
-    """From the answer to the next turn, or to the program's end."""
+    """From the answer to the next turn, or to the end of the conversation."""
     kept_tokens: int | None = None
     """The history was compacted to so many tokens before ``new_tokens`` came; None: it is as it was."""
+    same_tokens: int | None = None
+    """Of the compacted history, the beginning that is as it was. None: what the conversation shares with others."""
     sub_agents: tuple[Conversation, ...] = ()
-    """They begin when ``tool_seconds`` have passed; the next turn waits for all of them."""
+    """They begin when ``tool_seconds`` have passed; the next turn waits for those that are awaited."""
+    after_seconds: float = 0.0
+    """From the end of the last of these to the next turn; after ``tool_seconds`` where none is awaited."""
 
 
 @frozen
@@ -39,6 +45,10 @@ class Conversation:
 
     turns: tuple[TurnPlan, ...]
     shared: tuple[Shared, ...] = ()
+    delay_seconds: float = 0.0
+    """A sub-agent's: from the time at which it is sent to its first turn."""
+    is_awaited: bool = True
+    """A sub-agent's: whether the one that sent it waits for it."""
 
     @property
     def peak_tokens(self) -> int:
@@ -53,9 +63,20 @@ class Conversation:
 
 @frozen
 class Program:
-    """One agent run. ``group``: programs of one task, which are done when all of them are; None: a task of its own."""
+    """One agent run. ``group``: programs of one task, done when all of them are; None: a task of its own."""
 
     conversation: Conversation
     group: str | None = None
     is_one_off: bool = False
     """A single request without a program id, as from a chat client."""
+
+
+@frozen
+class Arrival:
+    """A session begins at ``at`` and runs its programs one after the other, each when the one before has ended."""
+
+    at: float
+    session: int
+    programs: Iterator[Program]
+    releases: Iterator[bool]
+    """Whether the client releases its next program."""

@@ -4,47 +4,105 @@ from __future__ import annotations
 
 from array import array
 
-from attrs import define, field
+from attrs import define, field, frozen
 
-__all__ = ["ProgramRecord", "Records"]
+__all__ = ["OpenTurn", "ProgramRecord", "Records", "Totals"]
+
+
+def _times() -> array[float]:
+    return array("d")
+
+
+def _counts() -> array[int]:
+    return array("l")
 
 
 @define(eq=False)
 class ProgramRecord:
-    """What one program got."""
+    """What one program got; times in seconds of the virtual clock."""
 
     session: int
     began_at: float
     group: str | None
     is_one_off: bool
     ended_at: float | None = None
-    longest_hold_seconds: float = 0.0
-    turns: int = 0
-    unpressured_seconds: float = 0.0
-    """What its finished turns and its tools would have taken with an engine to itself."""
+    is_given_up: bool = False
+    """The engine refused a turn as too long."""
+    last_replica: int | None = None
+
+
+@frozen
+class OpenTurn:
+    """A turn that had come and not ended."""
+
+    program: int
+    arrived_at: float
+    forwarded_at: float | None
+    """None: it was held, or about to be sent again."""
+    first_token_at: float | None
+
+
+@define
+class Totals:
+    """Counts since the start."""
+
+    notices: dict[str, int] = field(factory=dict)
+    """How often the scheduler told each kind."""
+    moves: int = 0
+    """Turns that ran on another replica than the turn before of their program."""
+    refused_turns: int = 0
+    """By the router; they were sent again."""
+    rejected_turns: int = 0
+    """By the engine, as too long for it; their programs were given up."""
+    preemptions: int = 0
+    evicted_blocks: int = 0
+    busy_seconds: float = 0.0
+    """Of the engines, in steps."""
+
+    def since(self, before: Totals) -> Totals:
+        """What was counted after ``before``."""
+        notices = {name: count - before.notices.get(name, 0) for name, count in self.notices.items()}
+        return Totals(
+            notices,
+            self.moves - before.moves,
+            self.refused_turns - before.refused_turns,
+            self.rejected_turns - before.rejected_turns,
+            self.preemptions - before.preemptions,
+            self.evicted_blocks - before.evicted_blocks,
+            self.busy_seconds - before.busy_seconds,
+        )
 
 
 @define(eq=False)
 class Records:
-    """Columns of finished turns, in the order of their ends; times in seconds of the virtual clock."""
+    """Columns of finished turns, in the order of their ends."""
 
+    replicas: int
     programs: list[ProgramRecord] = field(factory=list)
-    program: array[int] = field(factory=lambda: array("l"))
+    program: array[int] = field(factory=_counts)
     """Index into ``programs``."""
-    arrived_at: array[float] = field(factory=lambda: array("d"))
-    forwarded_at: array[float] = field(factory=lambda: array("d"))
-    first_token_at: array[float] = field(factory=lambda: array("d"))
-    ended_at: array[float] = field(factory=lambda: array("d"))
-    prompt_tokens: array[int] = field(factory=lambda: array("l"))
-    cached_tokens: array[int] = field(factory=lambda: array("l"))
-    known_tokens: array[int] = field(factory=lambda: array("l"))
-    """Of the prompt, what some earlier turn had computed: all that could have been cached."""
-    output_tokens: array[int] = field(factory=lambda: array("l"))
-    replica: array[int] = field(factory=lambda: array("l"))
-    idle_kv_tokens: list[tuple[float, float]] = field(factory=list)
-    """(time, share of all KV tokens that is accounted to programs without a running turn), sampled."""
-    notices: dict[str, int] = field(factory=dict)
-    """How often the scheduler told each: pauses, moves, forced admissions, rejected decisions."""
-    refused_turns: int = 0
-    open_holds: list[tuple[int, float]] = field(factory=list)
-    """(program, since) of the turns that were held at the end."""
+    arrived_at: array[float] = field(factory=_times)
+    """Of a turn that was refused and sent again: for the first time."""
+    forwarded_at: array[float] = field(factory=_times)
+    first_token_at: array[float] = field(factory=_times)
+    ended_at: array[float] = field(factory=_times)
+    prompt_tokens: array[int] = field(factory=_counts)
+    cached_tokens: array[int] = field(factory=_counts)
+    known_tokens: array[int] = field(factory=_counts)
+    """Of the prompt, what an earlier turn had computed, of this conversation or of one with the same beginning."""
+    shared_tokens: array[int] = field(factory=_counts)
+    """Of the prompt, the beginning that other conversations have too."""
+    output_tokens: array[int] = field(factory=_counts)
+    tool_seconds: array[float] = field(factory=_times)
+    """After the turn."""
+    replica: array[int] = field(factory=_counts)
+    idle_kv: list[tuple[float, float]] = field(factory=list)
+    """(time, share of all KV tokens accounted to programs without a running turn, as far as running ones leave room
+    for them), sampled."""
+    warmup: Totals = field(factory=Totals)
+    """What was counted until the end of the warm-up."""
+    totals: Totals = field(factory=Totals)
+    open_turns: list[OpenTurn] = field(factory=list)
+    """At the end."""
+    end_seconds: float = 0.0
+    """When the simulation ended."""

@@ -36,6 +36,8 @@ class Replica:
 
     id: BackendId
     engine: Engine
+    most_seconds: float = math.inf
+    """A step that only decodes ends after this at the latest, so that progress can be told."""
     step_ends_at: float | None = None
     """None: no step is under way."""
     _step_began_at: float = 0.0
@@ -46,7 +48,12 @@ class Replica:
     """Of the turns that run here, as of the last step that ended."""
 
     def submit(
-        self, turn: TurnId, prompt_tokens: int, output_tokens: int, content: tuple[tuple[Hashable, int], ...], now: float
+        self,
+        turn: TurnId,
+        prompt_tokens: int,
+        output_tokens: int,
+        content: tuple[tuple[Hashable, int], ...],
+        now: float,
     ) -> None:
         """A turn comes in. ``content``: segments of the prompt and answer, with the tokens of each."""
         path, start = [], 0
@@ -57,7 +64,8 @@ class Replica:
         self.engine.add(EngineRequest(str(turn), prompt_tokens, output_tokens, Path(tuple(path))), now)
         self.output_tokens[turn] = 0
         if self.step_ends_at is not None:
-            self.step_ends_at = self._step_began_at + self.engine.shorten_step(now - self._step_began_at)
+            ends_at = self._step_began_at + self.engine.shorten_step(now - self._step_began_at)
+            self.step_ends_at = max(now, ends_at)
         elif not self._is_delivering:
             self._begin(now)
 
@@ -76,11 +84,15 @@ class Replica:
         self._is_delivering = False
         self._begin(now)
 
+    def busy_seconds_until(self, now: float) -> float:
+        """Time in steps, that under way included."""
+        return self.busy_seconds + (now - self._step_began_at if self.step_ends_at is not None else 0.0)
+
     def finish(self, turn: TurnId) -> int:
         """A turn is over; its output tokens."""
         return self.output_tokens.pop(turn)
 
     def _begin(self, now: float) -> None:
-        duration = self.engine.begin_step(now, math.inf)
+        duration = self.engine.begin_step(now, self.most_seconds)
         if duration is not None:
             self._step_began_at, self.step_ends_at = now, now + duration

@@ -1,0 +1,166 @@
+"""``thunderagent simulate``: its tables, its JSON, and what it says of wrong input."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from thunderagent.cli import main
+from thunderagent.emulator.preset_file import write_preset
+from thunderagent.emulator.timing import CPU_TINY
+from thunderagent.trace import TraceTurn, encode_turn
+
+SMALL = ("simulate", "--seconds", "120", "--warmup", "20", "--kv-tokens", "200000", "--workers", "1")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    told = capsys.readouterr()
+    return int(raised.value.code or 0), told.out, told.err
+
+
+def trace(path: Path) -> Path:
+    turns = [
+        TraceTurn(program=f"p{number % 4}", arrival=float(number), end=number + 0.5, prompt_tokens=500 + 100 * number,
+                  output_tokens=20)
+        for number in range(20)
+    ]  # fmt: skip
+    path.write_bytes(b"".join(map(encode_turn, turns)))
+    return path
+
+
+def test_policies_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    """A column each, the first one the measure; the engine's title stands above."""
+    status, out, err = run(capsys, *SMALL, "--sessions", "14", "--compare", "affinity", "--seeds", "2")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].startswith("Engine: simulated, ")
+    assert "14 sessions on 1 x 200,000 KV tokens, pressure 1." in lines[2]
+    assert lines[3].split() == ["pause-resume", "affinity"]
+    rows = {line[:34].strip(): line[34:].split() for line in lines[4:]}
+    assert float(rows["turns/min"][0]) > 1.5 * float(rows["turns/min"][2])
+    assert rows["to pause-resume"][0] == "1.000"
+    assert "±" in out
+
+
+def test_json_has_every_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """On stdout with -, and nothing else there; the same seed gives the same figures."""
+    _, out, _ = run(capsys, *SMALL, "--seeds", "2", "--sweep", "sessions=4,8", "--json", "-")
+    told = json.loads(out)
+    assert [(entry["sessions"], entry["seed"]) for entry in told] == [(4, 0), (4, 1), (8, 0), (8, 1)]
+    assert all(entry["turns"] > 10 and 0 < entry["hit_rate"] < 1 for entry in told)
+    assert told[0]["engine"].startswith("simulated, ")
+    assert run(capsys, *SMALL, "--seeds", "2", "--sweep", "sessions=4,8", "--json", "-")[1] == out
+
+
+def test_processes_give_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two of them."""
+    arguments = ("simulate", "--seconds", "60", "--warmup", "10", "--seeds", "2", "--json", "-")
+    assert run(capsys, *arguments, "--workers", "2")[1] == run(capsys, *arguments, "--workers", "1")[1]
+
+
+def test_trace_is_replayed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """With what it says of programs; the engine is the small one unless told otherwise."""
+    path = trace(tmp_path / "trace.jsonl")
+    status, out, _ = run(capsys, "simulate", "--trace", str(path), "--warmup", "0")
+    assert status == 0
+    assert "trace.jsonl: recorded programs on 1 x 65,536 KV tokens" in out
+
+
+def test_preset_of_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """As calibrate writes it."""
+    write_preset(tmp_path / "mine.json", CPU_TINY)
+    path, lines = tmp_path / "mine.json", trace(tmp_path / "trace.jsonl")
+    status, out, _ = run(capsys, "simulate", "--trace", str(lines), "--warmup", "0", "--preset", str(path))
+    assert (status, CPU_TINY.title in out) == (0, True)
+
+
+def test_what_is_too_long_for_the_engine_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody wonders why so few turns ended."""
+    _, _, err = run(capsys, "simulate", "--seconds", "60", "--warmup", "0", "--kv-tokens", "5000")
+    assert "too long for the engine" in err
+
+
+def test_curves_are_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """As a picture, and as a page that loads nothing."""
+    page, picture = tmp_path / "page.html", tmp_path / "curves.png"
+    arguments = ("--sweep", "sessions=4,8", "--seeds", "2", "--html", str(page), "--plot", str(picture))
+    assert run(capsys, *SMALL, *arguments, "--compare", "affinity")[0] == 0
+    text = page.read_text()
+    assert text.count("<table>") == 2
+    assert "<svg" in text
+    assert "pause-resume" in text
+    assert not re.search(r'(src|href)="(?!#)', text.replace("xlink:href", "")), "it refers to something outside"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+WRONG: dict[str, tuple[tuple[str, ...], str]] = {
+    "unknown preset": (("--preset", "tpu"), "unknown preset 'tpu'; there are small-gpu, cpu-tiny,"),
+    "preset of no file": (("--preset", "none/at.json"), "none/at.json: No such file or directory"),
+    "unknown policy": (("--policy", "best"), "unknown policy 'best'; installed: affinity,"),
+    "option of no form": (("--policy", "affinity:fast"), "'fast' is not OPTION=VALUE"),
+    "unknown option": (("--policy", "pause-resume:speed=2"), "speed"),
+    "twice the same": (("--compare", "pause-resume"), "given twice"),
+    "two ways to say it": (("--sessions", "4", "--pressure", "1"), "--sessions and --pressure set the same thing"),
+    "no pressure": (("--pressure", "0"), "pressure is above 0"),
+    "too small a cache": (("--kv-tokens", "10"), "at least 1024 KV tokens"),
+    "for ever": (("--seconds", "inf"), "horizon_seconds must be a number"),
+    "no limit": (("--max-hold-seconds", "nan"), "max_hold_seconds must be a number"),
+    "pressure of nobody": (("--sweep", "pressure=nan"), "must be above 0"),
+    "warm-up too long": (("--warmup", "3600"), "warm-up must be at least 0 s and end before the horizon"),
+    "unknown sweep": (("--sweep", "speed=1"), "WHAT one of sessions"),
+    "sweep of no number": (("--sweep", "sessions=many"), "'many' is no number"),
+    "sweep of nothing": (("--sweep", "sessions=0"), "must be above 0"),
+    "no trace": (("--trace", "none.jsonl"), "none.jsonl: No such file or directory"),
+    "no such picture": (
+        ("--seconds", "20", "--warmup", "1", "--plot", "curves.gif"),
+        "must end in .png",
+    ),
+    "no folder": (
+        ("--seconds", "20", "--warmup", "1", "--json", "none/at.json"),
+        "--json none/at.json: No such file",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_ends_with_one_line_and_status_2(capsys: pytest.CaptureFixture[str], case: str) -> None:
+    """What is wrong, and where."""
+    arguments, text = WRONG[case]
+    status, _, err = run(capsys, "simulate", *arguments)
+    assert status == 2
+    assert err.startswith("thunderagent simulate: ")
+    assert text in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--sessions", "4"), ("--pressure", "1"), ("--seeds", "2"), ("--sweep", "sessions=1,2")]
+)
+def test_what_a_trace_has_itself_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    """Rather than doing nothing."""
+    path = trace(tmp_path / "trace.jsonl")
+    status, _, err = run(capsys, "simulate", "--trace", str(path), *arguments)
+    assert (status, "a trace" in err) == (2, True)
+
+
+def test_programs_that_are_not_done_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """And a makespan that nobody knows is none."""
+    arguments = ("--workload", "rl-rollout", "--sessions", "8", "--seconds", "30", "--workers", "1")
+    _, out, err = run(capsys, "simulate", *arguments)
+    assert "8 programs were not done after 30 s" in err
+    assert "makespan" not in out
+
+
+def test_line_of_a_trace_that_is_no_turn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """File and line."""
+    path = trace(tmp_path / "trace.jsonl")
+    path.write_bytes(path.read_bytes() + b'{"program": 5}\n')
+    status, _, err = run(capsys, "simulate", "--trace", str(path))
+    assert (status, f"{path}, line 21: " in err) == (2, True)

@@ -1,0 +1,99 @@
+"""Fitting step times to measurements, and measuring an emulated engine whose times are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from daemons import command, engine
+
+from thunderagent.calibration import CalibrationError, Sample, Sizes, fit, predicted_seconds
+from thunderagent.emulator.preset_file import read_preset
+from thunderagent.emulator.timing import CPU_TINY, PRESETS, TimingModel
+
+WORK = [Sample(1.0, 1, tokens, tokens * tokens // 2) for tokens in (100, 1_000, 10_000)]
+WORK += [Sample(1.0, 1, 0, 0, count, count * size) for count in (1, 4, 16) for size in (100, 5_000)]
+
+
+def timed(timing: TimingModel) -> list[Sample]:
+    """What a machine of that timing would have taken."""
+    return [Sample(predicted_seconds(timing, work), *work.work) for work in WORK]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_timing_is_found_again(name: str) -> None:
+    """From times without noise, exactly."""
+    timing = PRESETS[name].timing
+    found = fit(timed(timing))
+    for sample in WORK:
+        assert predicted_seconds(found, sample) == pytest.approx(predicted_seconds(timing, sample), rel=1e-6)
+
+
+def test_no_part_is_negative() -> None:
+    """Noise must not make tokens that give time back."""
+    noisy = [Sample(sample.seconds * (0.8 if sample.kv_tokens else 1.0), *sample.work) for sample in timed(
+        TimingModel(0.01, 1e-4, 0.0, 0.0, 0.0)
+    )]  # fmt: skip
+    found = fit(noisy)
+    assert min(found.prefill_pair_seconds, found.decode_sequence_seconds, found.kv_token_seconds) >= 0.0
+    assert found.prefill_token_seconds == pytest.approx(1e-4, rel=0.3)
+
+
+def test_times_that_do_not_grow_are_refused() -> None:
+    """Nothing can be said of a server that takes a second for everything, or of which one size is known."""
+    with pytest.raises(CalibrationError, match="do not grow"):
+        fit([Sample(1.0, *sample.work) for sample in WORK])
+    with pytest.raises(CalibrationError, match="too few sizes"):
+        fit(WORK[:1])
+
+
+@pytest.mark.parametrize(("longest", "kv_tokens"), [(8192, 16_384), (32_768, 65_536), (131_072, 2_000_000)])
+def test_sizes_fit_the_server(longest: int, kv_tokens: int) -> None:
+    """Neither its context nor its cache is passed."""
+    sizes = Sizes.of(longest, kv_tokens, 2048)
+    assert max(sizes.prompts) < longest
+    assert all(context + sizes.output_tokens < longest for _, context in sizes.batches)
+    assert all(count * (context + sizes.output_tokens) <= kv_tokens for count, context in sizes.batches)
+    assert len({count for count, _ in sizes.batches}) > 2
+    assert len({context for _, context in sizes.batches}) > 1
+
+
+def test_server_with_short_contexts_cannot_be_measured() -> None:
+    """Told so, before anything is sent."""
+    with pytest.raises(CalibrationError, match="too short"):
+        Sizes.of(100, 16_384, 2048)
+
+
+def test_emulated_engine_is_measured_as_it_is(tmp_path: Path) -> None:
+    """The preset that comes out predicts what the engine's own says, at twice its
+    speed within a fifth on a busy machine."""
+    path = tmp_path / "preset.json"
+    daemon = engine("--preset", "cpu-tiny", "--kv-tokens", str(CPU_TINY.kv_tokens), "--speed", "2").wait_ready()
+    try:
+        arguments = ("--backend", daemon.url, "--max-num-batched-tokens", "2048", "--output", str(path))
+        done = command("calibrate", *arguments, timeout=100)
+    finally:
+        daemon.kill()
+    assert done.returncode == 0, done.stderr
+    preset = read_preset(path)
+    assert (preset.kv_tokens, preset.max_model_len) == (CPU_TINY.kv_tokens, CPU_TINY.max_model_len)
+    found, timing = preset.timing, CPU_TINY.timing
+    assert 2 * found.prompt_seconds(4096, 2048) == pytest.approx(timing.prompt_seconds(4096, 2048), rel=0.2)
+    assert 2 * found.decode_seconds(8, 500) == pytest.approx(timing.decode_seconds(8, 500), rel=0.2)
+    assert "fitted" in done.stdout
+    assert json.loads(path.read_text())["title"] == "simulated, calibrated to a server of emulated"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--backend", "http://127.0.0.1:9"), "could not be asked"),
+        (("--backend", "http://127.0.0.1:9x"), "could not be asked"),
+    ],
+)
+def test_server_that_is_not_there(tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
+    """One line, status 2, no file."""
+    path = tmp_path / "preset.json"
+    done = command("calibrate", *arguments, "--output", str(path))
+    assert (done.returncode, text in done.stderr, done.stderr.count("\n"), path.exists()) == (2, True, 1, False)

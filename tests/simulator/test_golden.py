@@ -1,0 +1,65 @@
+"""Shapes that public measurements of agents under pressure show, from the built-in presets and workloads.
+
+Figures of the published scheduler are those of an independent emulator; see docs/simulation.md, which has the misses.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+
+from thunderagent.simulator.figures import Figures
+from thunderagent.simulator.scenario import Scenario, parse_arm, run
+
+PAPER = "pause-resume:preset=paper"
+
+
+@lru_cache
+def figures(workload: str, arm: str, sessions: int, replicas: int = 1) -> Figures:
+    """30 simulated minutes after 10 of warm-up."""
+    scenario = Scenario(workload, sessions=sessions, replicas=replicas, horizon_seconds=2400.0, warmup_seconds=600.0)
+    return run(scenario, parse_arm(arm))
+
+
+@pytest.mark.parametrize("workload", ["swe-agent", "coding-long"])
+def test_without_pressure_admission_costs_nothing(workload: str) -> None:
+    """Half the cache is enough for all: every policy gives the same within 1 %."""
+    sessions = 5 if workload == "swe-agent" else 11
+    base = figures(workload, "affinity", sessions)
+    for arm in ("pause-resume", PAPER):
+        found = figures(workload, arm, sessions)
+        assert found.turns_per_minute == pytest.approx(base.turns_per_minute, rel=0.01)
+        assert found.turn_seconds.p99 == pytest.approx(base.turn_seconds.p99, rel=0.05)
+        assert found.holds == 0
+
+
+@pytest.mark.parametrize(("sessions", "least", "most"), [(8, 0.93, 1.0), (12, 0.93, 1.0), (48, 0.0, 0.25)])
+def test_hit_rate_without_admission_is_a_cliff(sessions: int, least: float, most: float) -> None:
+    """About 0.95 at 8 to 12 sessions of long contexts per replica, near 0 at 48."""
+    assert least <= figures("coding-long", "affinity", sessions).hit_rate <= most
+
+
+@pytest.mark.parametrize(
+    ("sessions", "ratio", "hit_rate"), [(16, 2.8, 0.95), (24, 2.9, 0.95)], ids=["16 sessions", "24 sessions"]
+)
+def test_published_scheduler_gains_what_it_was_seen_to_gain(sessions: int, ratio: float, hit_rate: float) -> None:
+    """SWE-like programs, one replica: turns to those of no admission within 20 %, hit rate within 0.05."""
+    found, base = figures("swe-agent", PAPER, sessions), figures("swe-agent", "affinity", sessions)
+    assert found.turns_per_minute / base.turns_per_minute == pytest.approx(ratio, rel=0.2)
+    assert found.hit_rate == pytest.approx(hit_rate, abs=0.05)
+
+
+def test_published_scheduler_starves_some() -> None:
+    """At 24 sessions its longest holds last many minutes, and programs get ahead very unequally."""
+    found = figures("swe-agent", PAPER, 24)
+    assert found.hold_seconds.most > 600.0
+    assert found.jain_of_progress < 0.9
+
+
+def test_default_preset_is_no_worse_and_fairer() -> None:
+    """In throughput; nobody waits as long as under the published one."""
+    for workload, sessions in (("swe-agent", 16), ("swe-agent", 24), ("coding-long", 40)):
+        ours, paper = figures(workload, "pause-resume", sessions), figures(workload, PAPER, sessions)
+        assert ours.turns_per_minute >= 0.98 * paper.turns_per_minute
+        assert ours.longest_hold_p95_seconds <= 1.1 * paper.longest_hold_p95_seconds

@@ -1,0 +1,191 @@
+"""What is simulated, as one value that can be sent to another process; and the policies to be compared on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from attrs import evolve, frozen
+
+from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
+from thunderagent.emulator.timing import PRESETS, Preset
+from thunderagent.errors import ConfigError
+from thunderagent.registry import make_policy
+from thunderagent.simulator.figures import Figures, figures_of
+from thunderagent.simulator.programs import Arrival
+from thunderagent.simulator.replay import programs_of
+from thunderagent.simulator.simulation import Cluster, Simulation
+from thunderagent.simulator.workloads import WORKLOADS, mean_footprint_tokens
+from thunderagent.trace import read_trace
+
+_LEAST_KV_TOKENS = 1_024
+
+__all__ = ["Arm", "Scenario", "parse_arm", "run"]
+
+
+@frozen
+class Arm:
+    """A policy with its options."""
+
+    policy: str
+    options: tuple[tuple[str, str], ...] = ()
+    """(name, value) of each that is set."""
+
+    def __str__(self) -> str:
+        told = ",".join(f"{name}={value}" for name, value in self.options)
+        return f"{self.policy}:{told}" if told else self.policy
+
+
+def parse_arm(text: str) -> Arm:
+    """``NAME`` or ``NAME:OPTION=VALUE[,OPTION=VALUE...]``, checked.
+
+    Raises:
+        ConfigError: it is not of this form, or no such policy or option is installed.
+    """
+    name, _, rest = text.partition(":")
+    options: dict[str, str] = {}
+    for part in rest.split(",") if rest else ():
+        option, is_given, value = part.partition("=")
+        if not is_given or not option.strip():
+            raise ConfigError(f"{text!r}: {part!r} is not OPTION=VALUE")
+        options[option.strip()] = value.strip()
+    make_policy(name.strip(), options)
+    return Arm(name.strip(), tuple(options.items()))
+
+
+@frozen
+class Scenario:
+    """A workload on machines for some time. Raises ConfigError for what cannot be."""
+
+    workload: str = "swe-agent"
+    """A workload's name, or with ``trace`` what to call that."""
+    trace: Path | None = None
+    """Programs of a recorded trace instead of the workload's."""
+    preset: Preset | None = None
+    """None: the workload's."""
+    replicas: int = 1
+    kv_tokens: int | None = None
+    """Per replica. None: the workload's with its own preset, otherwise the preset's."""
+    sessions: int = 16
+    """Programs at a time, all replicas together."""
+    release_ratio: float = 1.0
+    """Of the programs, those that are released at their end."""
+    horizon_seconds: float = 3600.0
+    warmup_seconds: float = 600.0
+    """What happens before is not counted."""
+    seed: int = 0
+    target_seconds: float = 5.0
+    """Within which a first token should come."""
+    max_hold_seconds: float = 1800.0
+    on_hold_limit: OnHoldLimit | None = None
+    program_ttl_seconds: float = 3600.0
+
+    def __attrs_post_init__(self) -> None:
+        if self.trace is None and self.workload not in WORKLOADS:
+            raise ConfigError(f"unknown workload {self.workload!r}; there are {', '.join(WORKLOADS)}")
+        for name in ("replicas", "sessions"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        kv_tokens = self.kv_tokens_per_replica
+        if kv_tokens < _LEAST_KV_TOKENS:
+            raise ConfigError(f"a replica has at least {_LEAST_KV_TOKENS} KV tokens, got {kv_tokens}")
+        for name in ("horizon_seconds", "warmup_seconds", "target_seconds", "max_hold_seconds"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
+        if not 0 <= self.warmup_seconds < self.horizon_seconds:
+            raise ConfigError(
+                f"warm-up must be at least 0 s and end before the horizon: {self.warmup_seconds:g} s of "
+                f"{self.horizon_seconds:g} s"
+            )
+        if not 0 <= self.release_ratio <= 1:
+            raise ConfigError(f"the share of released programs is between 0 and 1, got {self.release_ratio:g}")
+
+    @property
+    def ends(self) -> bool:
+        """Whether its programs come to an end by themselves."""
+        return self.trace is not None or WORKLOADS[self.workload].ends
+
+    @property
+    def machine(self) -> Preset:
+        """The engines' preset."""
+        if self.preset is not None:
+            return self.preset
+        return PRESETS["small-gpu" if self.trace is not None else WORKLOADS[self.workload].preset]
+
+    @property
+    def kv_tokens_per_replica(self) -> int:
+        """As set, or as the workload's figures have it on their own machine, or the preset's."""
+        if self.kv_tokens is not None:
+            return self.kv_tokens
+        if self.trace is None and self.preset is None:
+            return WORKLOADS[self.workload].kv_tokens or self.machine.kv_tokens
+        return self.machine.kv_tokens
+
+    @property
+    def pressure(self) -> float | None:
+        """Mean tokens of all programs over all KV tokens; None for a trace."""
+        if self.trace is not None:
+            return None
+        footprint = mean_footprint(self.workload, self.machine)
+        return self.sessions * footprint / (self.kv_tokens_per_replica * self.replicas)
+
+    def at_pressure(self, pressure: float) -> Scenario:
+        """With as many sessions as make it. Raises ConfigError for what is none, and for a trace."""
+        if not 0 < pressure < 1000:
+            raise ConfigError(f"pressure is above 0 and below 1000, got {pressure:g}")
+        if self.trace is not None:
+            raise ConfigError("a trace has its own programs: pressure is set by --kv-tokens and --replicas")
+        footprint = mean_footprint(self.workload, self.machine)
+        sessions = max(1, round(pressure * self.kv_tokens_per_replica * self.replicas / footprint))
+        return evolve(self, sessions=sessions)
+
+    def arrivals(self) -> Sequence[Arrival]:
+        """The programs, fresh. Raises TraceError."""
+        if self.trace is not None:
+            return programs_of(read_trace(self.trace), release_ratio=self.release_ratio)
+        return WORKLOADS[self.workload].arrivals(self.sessions, self.seed, release_ratio=self.release_ratio)
+
+
+@lru_cache
+def mean_footprint(workload: str, preset: Preset) -> float:
+    """``mean_footprint_tokens`` of a workload by name, remembered."""
+    return mean_footprint_tokens(WORKLOADS[workload], preset)
+
+
+def run(scenario: Scenario, arm: Arm, on_time: Callable[[float], None] = lambda _: None) -> Figures:
+    """Simulate it. ``on_time`` is called now and then with the clock's reading.
+
+    Raises:
+        ConfigError: the policy cannot be made.
+        TraceError: the trace cannot be read.
+    """
+    settings = SchedulerSettings(
+        max_hold_seconds=scenario.max_hold_seconds,
+        on_hold_limit=scenario.on_hold_limit,
+        program_ttl_seconds=scenario.program_ttl_seconds,
+    )
+    cluster = Cluster(scenario.machine, scenario.replicas, scenario.kv_tokens_per_replica)
+    simulation = Simulation(
+        cluster,
+        make_policy(arm.policy, dict(arm.options)),
+        scenario.arrivals(),
+        settings,
+        scenario.horizon_seconds,
+        scenario.warmup_seconds,
+        on_time=on_time,
+    )
+    records = simulation.run()
+    if records.end_seconds <= scenario.warmup_seconds:
+        raise ConfigError(
+            f"under {arm} all programs were done after {records.end_seconds:.0f} s, before the warm-up of "
+            f"{scenario.warmup_seconds:g} s was over"
+        )
+    return figures_of(
+        records,
+        scenario.machine,
+        kv_tokens=scenario.kv_tokens_per_replica,
+        warmup_seconds=scenario.warmup_seconds,
+        target_seconds=scenario.target_seconds,
+    )
