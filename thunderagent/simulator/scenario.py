@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -125,11 +126,11 @@ class Scenario:
 
     @property
     def pressure(self) -> float | None:
-        """Mean tokens of all programs over all KV tokens; None for a trace."""
+        """Mean tokens of all programs, what they share once per replica, over all KV tokens; None for a trace."""
         if self.trace is not None:
             return None
-        footprint = mean_footprint(self.workload, self.machine)
-        return self.sessions * footprint / (self.kv_tokens_per_replica * self.replicas)
+        own_tokens, shared_tokens = mean_footprint(self.workload, self.machine)
+        return (self.sessions * own_tokens / self.replicas + shared_tokens) / self.kv_tokens_per_replica
 
     def at_pressure(self, pressure: float) -> Scenario:
         """With as many sessions as make it. Raises ConfigError for what is none, and for a trace."""
@@ -137,9 +138,9 @@ class Scenario:
             raise ConfigError(f"pressure is above 0 and below 1000, got {pressure:g}")
         if self.trace is not None:
             raise ConfigError("a trace has its own programs: pressure is set by --kv-tokens and --replicas")
-        footprint = mean_footprint(self.workload, self.machine)
-        sessions = max(1, round(pressure * self.kv_tokens_per_replica * self.replicas / footprint))
-        return evolve(self, sessions=sessions)
+        own_tokens, shared_tokens = mean_footprint(self.workload, self.machine)
+        room_tokens = pressure * self.kv_tokens_per_replica - shared_tokens
+        return evolve(self, sessions=max(1, round(room_tokens * self.replicas / own_tokens)))
 
     def arrivals(self) -> Sequence[Arrival]:
         """The programs, fresh. Raises TraceError."""
@@ -149,9 +150,11 @@ class Scenario:
 
 
 @lru_cache
-def mean_footprint(workload: str, preset: Preset) -> float:
-    """``mean_footprint_tokens`` of a workload by name, remembered."""
-    return mean_footprint_tokens(WORKLOADS[workload], preset)
+def mean_footprint(workload: str, preset: Preset) -> tuple[float, int]:
+    """Tokens that a program of a workload holds for itself, mean over time, and those that it shares with all."""
+    found = WORKLOADS[workload]
+    shared = found.program(random.Random(0)).conversation.shared
+    return mean_footprint_tokens(found, preset), sum(part.tokens for part in shared)
 
 
 def run(scenario: Scenario, arm: Arm, on_time: Callable[[float], None] = lambda _: None) -> Figures:

@@ -155,8 +155,8 @@ class CodingLong(Workload):
     preset = "h100-qwen3-coder-30b"
     most_turns = 120
 
-    system = Shared("coding-assistant", 20_000)
-    task = Spread(4_000, 9_000, 30_000)
+    system = Shared("coding-assistant", 8_000)
+    task = Spread(16_000, 22_000, 40_000)
     early = Spread(6_000, 14_000, 30_000)
     output = Spread(560, 1_350, 6_000)
     observation = Spread(750, 4_200, 30_000)
@@ -276,9 +276,9 @@ WORKLOADS: dict[str, Workload] = {
 
 
 def mean_footprint_tokens(workload: Workload, timing: Preset, *, programs: int = 200) -> float:
-    """Mean over time of the tokens that a program without pressure holds: what pressure is measured in.
+    """Mean over time of the tokens that a program without pressure holds for itself: what pressure is measured in.
 
-    Times are those of an engine with a few others on it; sub-agents count while they run.
+    Times are those of an engine with a few others on it; sub-agents count while they run, what all share does not.
     """
     chance = random.Random(f"{workload.name} footprint")
     token_seconds = seconds = 0.0
@@ -300,7 +300,7 @@ _DECODING = 8
 
 def _footprint(conversation: Conversation, preset: Preset) -> tuple[float, float]:
     """Token-seconds held, and seconds until its end."""
-    tokens = sum(part.tokens for part in conversation.shared)
+    shared_tokens = tokens = sum(part.tokens for part in conversation.shared)
     held = total = 0.0
     for turn in conversation.turns:
         tokens = (tokens if turn.kept_tokens is None else turn.kept_tokens) + turn.new_tokens
@@ -310,6 +310,6 @@ def _footprint(conversation: Conversation, preset: Preset) -> tuple[float, float
         seconds += decoding + turn.tool_seconds
         children = [_footprint(child, preset) for child in turn.sub_agents]
         waited = max((lasted for _, lasted in children), default=0.0)
-        held += tokens * (seconds + waited) + sum(tokens_held for tokens_held, _ in children)
+        held += (tokens - shared_tokens) * (seconds + waited) + sum(tokens_held for tokens_held, _ in children)
         total += seconds + waited
     return held, total
