@@ -35,7 +35,8 @@ _CANCEL_SECONDS = 0.25
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT.
 
-    Returns the exit status: 0, or 128 and the signal's number where a second signal cut what still ran.
+    Returns the exit status: 0, or 128 and the signal's number where a second signal ended the drain and cut what
+    still ran.
 
     Raises:
         ConfigError: the port is taken, or settings do not work out.
@@ -64,11 +65,11 @@ async def _serve(settings: Settings) -> int:
         with small_collections():
             await signals.first.wait()
             is_drained = await _drain(state, signals)
+            status = 128 + signals.second_number if signals.second.is_set() and not is_drained else 0
             await _cut_turns(state)
     finally:
         await runner.cleanup()
         signals.restore()
-    status = 128 + signals.last if signals.second.is_set() and not is_drained else 0
     _log.info("daemon.stopped", status=status)
     return status
 
@@ -78,15 +79,18 @@ class _Signals:
 
     def __init__(self) -> None:
         self.first, self.second = asyncio.Event(), asyncio.Event()
-        self.last = 0
-        """Number of the signal that came last; 0: none."""
+        self.second_number = 0
+        """Number of the second signal; 0: none came."""
         self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._received, number)
 
     def _received(self, number: int) -> None:
-        self.last = number
-        (self.second if self.first.is_set() else self.first).set()
+        if not self.first.is_set():
+            self.first.set()
+        elif not self.second.is_set():
+            self.second_number = number
+            self.second.set()
 
     def restore(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):

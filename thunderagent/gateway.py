@@ -238,7 +238,7 @@ class Gateway:
                     ticket.reject(refusal(command))
             else:
                 self.metrics.count_notice(command)
-                _log_notice(command, self.clock.now())
+                _log_notice(command, self.clock)
 
     def _arm_timer(self) -> None:
         """One timer, due no later than the scheduler's next deadline.
@@ -270,12 +270,13 @@ def _shutting_down() -> ShuttingDown:
     return ShuttingDown("the router is shutting down", retry_after_seconds=5.0)
 
 
-def _log_notice(notice: Notice, now: float) -> None:
-    """One log line. Readings of the clock mean nothing to readers: they become seconds from now."""
+def _log_notice(notice: Notice, clock: Clock) -> None:
+    """One log line. Readings of the clock mean nothing to readers: they become seconds from now, on the wall."""
     waits_for_backend = isinstance(notice, commands.TurnHeld) and notice.reason is commands.HoldReason.NO_BACKEND
     log = _log.warning if waits_for_backend or isinstance(notice, _WARNINGS) else _log.debug
     values = attrs.asdict(notice, recurse=False)
     if isinstance(notice, commands.TurnHeld):
         deadline_at = values.pop("deadline_at")
-        values["deadline_in_seconds"] = None if deadline_at is None else round(max(0.0, deadline_at - now), 3)
+        left_seconds = None if deadline_at is None else clock.wall_seconds(max(0.0, deadline_at - clock.now()))
+        values["deadline_in_seconds"] = None if left_seconds is None else round(left_seconds, 3)
     log(_NOTICE_EVENTS[type(notice)], **{name: getattr(value, "value", value) for name, value in values.items()})

@@ -142,9 +142,13 @@ class Publisher:
                 continue
             await self._replay.send_multipart([client, b"", b"", (-1).to_bytes(8, "big", signed=True), b""])
 
-    def stop(self) -> None:
+    def stop_replays(self) -> None:
+        """Requests are taken, and nothing is sent for them any more."""
         if self._task is not None:
             self._task.cancel()
+
+    def stop(self) -> None:
+        self.stop_replays()
         for socket in (self._socket, self._replay):
             if socket is not None:
                 socket.close(linger=0)

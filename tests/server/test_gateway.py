@@ -169,10 +169,21 @@ async def test_drain_refuses_held_and_new_turns() -> None:
     gateway.stop()
 
 
-@pytest.mark.parametrize(("max_hold_seconds", "shown"), [(60.0, 60.0), (0.0, None)])
-async def test_log_of_a_held_turn_says_how_long_it_may_wait(max_hold_seconds: float, shown: float | None) -> None:
-    """Seconds from now, not a reading of a clock that nobody else sees; None without a limit."""
-    clock = VirtualClock(1000.0)
+class FastClock(VirtualClock):
+    """A virtual one of which ten seconds last one on the wall."""
+
+    def wall_seconds(self, seconds: float) -> float:
+        return seconds / 10
+
+
+@pytest.mark.parametrize(
+    ("clock", "max_hold_seconds", "shown"),
+    [(VirtualClock(1000.0), 60.0, 60.0), (VirtualClock(1000.0), 0.0, None), (FastClock(1000.0), 60.0, 6.0)],
+)
+async def test_log_of_a_held_turn_says_how_long_it_may_wait(
+    clock: Clock, max_hold_seconds: float, shown: float | None
+) -> None:
+    """Seconds from now on the wall, not a reading of a clock that nobody else sees; None without a limit."""
     gateway = full_gateway(clock=clock, settings=SchedulerSettings(max_hold_seconds=max_hold_seconds))
     with capture_logs() as logged:
         held = gateway.arrive(submission("a", 3000))

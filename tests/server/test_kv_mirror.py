@@ -135,6 +135,22 @@ def test_hole_that_was_filled_may_come_again() -> None:
     assert (blocks(mirror, "p"), mirror._children, mirror._holes) == (None, {}, {})
 
 
+def test_holes_that_another_session_filled_are_holes_again_for_all_that_stand_on_them() -> None:
+    """Two in a row: the first one was nobody's once the second had gone too."""
+    mirror = mirror_of(
+        stored(1, 2, 3, session="p"),
+        removed(1),
+        removed(2),
+        stored(1, 2, session="q"),
+        stored(4, parent=3, session="p"),
+    )
+    assert (blocks(mirror, "p"), blocks(mirror, "q")) == ((4, 4), (2, 2))
+    mirror.take_changes(10)
+    mirror.apply(read_batch(payload(removed(1))))
+    assert (blocks(mirror, "p"), blocks(mirror, "q")) == ((0, 3), (0, 1))
+    assert {change.session for change in mirror.take_changes(10)} == {"p", "q"}
+
+
 def test_hole_in_another_conversation_leaves_the_prefix() -> None:
     """The tip's own blocks are all there."""
     mirror = mirror_of(stored(11, 12, session="p"), stored(1, 2, 3, session="p"), removed(11))
@@ -181,6 +197,23 @@ def test_hit_that_is_reported_is_no_copy() -> None:
     assert (blocks(mirror, "p"), blocks(mirror, "q")) == ((1, 1), (1, 1))
     mirror.apply(read_batch(payload(removed(1))))
     assert (blocks(mirror, "p"), blocks(mirror, "q"), mirror.cached_tokens) == (None, None, 0)
+
+
+def test_blocks_of_a_hybrid_model_that_are_stored_again_are_copies() -> None:
+    """The window's blocks were evicted, so that the hit ended before those of full attention, which are there."""
+    full = {"group_idx": 0, "kv_cache_spec_kind": "full_attention"}
+    window = {"group_idx": 1, "kv_cache_spec_kind": "sliding_window"}
+    mirror = mirror_of(
+        stored(1, 2, session="p", **full),
+        stored(1, 2, session="p", **window),
+        removed(1, 2, group_idx=1),
+        stored(1, 2, session="q", **full),
+        stored(1, 2, session="q", **window),
+        removed(2, group_idx=0),
+    )
+    assert (blocks(mirror, "p"), blocks(mirror, "q")) == ((2, 2), (2, 2))
+    mirror.apply(read_batch(payload(removed(2, group_idx=0))))
+    assert (blocks(mirror, "p"), blocks(mirror, "q")) == ((1, 1), (1, 1))
 
 
 def test_shared_beginning_belongs_to_all_that_stand_on_it() -> None:

@@ -57,6 +57,23 @@ async def test_turns_add_up_in_programs(stack: Stack) -> None:
     assert set(listed) == {*program, "idle_seconds"}
 
 
+async def test_turn_that_waits_beside_its_program_s_place_counts_as_waiting(stack: Stack) -> None:
+    """A sub-agent of another model, whose backend is full: its program has a place, and yet waits."""
+    engines = [await stack.engine(models=("a",)), await stack.engine(models=("b",))]
+    no_lease = {"idle_lease_seconds": "0"}
+    router = await stack.router(*engines, capacity_tokens=1200, policy_options=no_lease)
+    await router.chat(words(FULL), "full", model="b")
+    await router.chat(program="p", model="a")
+    turn = router.start_chat(words(FULL, "beta"), "p", model="b")
+    await until(lambda: router.held == 1)
+    shown = (await router.programs())["p"]
+    assert (shown["scheduling_status"], shown["backend"], shown["turns_held"]) == ("admitted", engines[0].url, 1)
+    assert shown["waiting_seconds"] is not None
+    await router.release("full")
+    assert (await turn)[0] == 200
+    assert (await router.programs())["p"]["waiting_seconds"] is None
+
+
 async def test_idle_seconds_run_on_without_events(stack: Stack) -> None:
     """Idle time is that of now, not of the last event."""
     router = await stack.router(await stack.fake(), policy="affinity", clock_speed=1000.0)

@@ -13,8 +13,13 @@ from typing import Any
 
 import aiohttp
 import pytest
+import structlog.testing
 from router_harness import CHAT, Engine, Stack, chat, until, words
 
+from thunderagent import daemon as daemon_module
+from thunderagent.backends import BackendConfig
+from thunderagent.config import Settings
+from thunderagent.server.state import State
 from thunderagent.testing.fake_backend import CHAT_ANSWER, Exchange, FakeBackend
 
 SHUTTING_DOWN = {
@@ -152,7 +157,8 @@ async def test_second_signal_ends_at_once(
     assert await daemon.ended() == 128 + number
     assert time.monotonic() - started_at < 2
     assert daemon.logged("daemon.turns_cut")[0]["turns"] == 1
-    assert [line["outcome"] for line in daemon.logged("turn.finished")] == ["shutdown"]
+    (line,) = daemon.logged("turn.finished")
+    assert (line["outcome"], line["status"], line["error"]) == ("shutdown", 200, "shutting_down")
     assert daemon.other == []
 
 
@@ -193,10 +199,14 @@ async def test_drain_ends_after_its_time(stack: Stack, serve: Any, session: aioh
     assert daemon.logged("daemon.turns_cut")
 
 
-async def test_cut_turn_without_answer_gets_503(stack: Stack, serve: Any, session: aiohttp.ClientSession) -> None:
-    """A turn whose backend has not answered yet is answered by the router."""
+@pytest.mark.parametrize("begun", [b"", CHAT_ANSWER[:-10]], ids=["nothing", "a part of a whole body"])
+async def test_cut_turn_without_answer_gets_503(
+    stack: Stack, serve: Any, session: aiohttp.ClientSession, begun: bytes
+) -> None:
+    """A turn of whose answer nothing was passed on yet is answered by the router."""
 
     async def silent(exchange: Exchange) -> None:
+        await exchange.send(begun)
         await exchange.wait_client_left()
 
     fake = await stack.fake(silent)
@@ -208,8 +218,60 @@ async def test_cut_turn_without_answer_gets_503(stack: Stack, serve: Any, sessio
     refused = await running
     assert (refused.status, (await refused.json())["error"]) == (503, SHUTTING_DOWN)
     assert await daemon.ended() == 0
-    assert [line["outcome"] for line in daemon.logged("turn.finished")] == ["shutdown"]
+    (line,) = daemon.logged("turn.finished")
+    assert (line["outcome"], line["status"], line["error"]) == ("shutdown", 503, "shutting_down")
     assert daemon.other == []
+
+
+@pytest.mark.parametrize(
+    ("drain_seconds", "draining", "status"),
+    [(0.05, [signal.SIGINT], 0), (600.0, [signal.SIGINT, signal.SIGINT], 130)],
+    ids=["the drain's time was over", "a second signal ended the drain"],
+)
+async def test_signal_after_the_drain_leaves_the_status(
+    stack: Stack,
+    session: aiohttp.ClientSession,
+    monkeypatch: pytest.MonkeyPatch,
+    drain_seconds: float,
+    draining: list[signal.Signals],
+    status: int,
+) -> None:
+    """It has cut nothing. Here it comes just before the turns are cut."""
+    received: list[int] = []
+    receive, cut_turns = daemon_module._Signals._received, daemon_module._cut_turns
+
+    def note(signals: daemon_module._Signals, number: int) -> None:
+        received.append(number)
+        receive(signals, number)
+
+    async def send(number: signal.Signals) -> None:
+        before = len(received)
+        os.kill(os.getpid(), number)
+        await until(lambda: len(received) > before)
+
+    async def cut(state: State) -> None:
+        await send(signal.SIGTERM)
+        await cut_turns(state)
+
+    async def silent(exchange: Exchange) -> None:
+        await exchange.wait_client_left()
+
+    monkeypatch.setattr(daemon_module._Signals, "_received", note)
+    monkeypatch.setattr(daemon_module, "_cut_turns", cut)
+    fake = await stack.fake(silent)
+    backends = (BackendConfig(fake.url),)
+    settings = Settings(backends=backends, host="127.0.0.1", port=0, drain_seconds=drain_seconds)
+    with structlog.testing.capture_logs() as logs:
+        serving = asyncio.create_task(daemon_module._serve(settings))
+        await until(lambda: any(line["event"] == "daemon.started" for line in logs))
+        (url,) = [line["url"] for line in logs if line["event"] == "daemon.started"]
+        running = asyncio.create_task(session.post(url + CHAT, json=chat()))
+        await until(lambda: fake.exchanges)
+        for number in draining:
+            await send(number)
+        assert await asyncio.wait_for(serving, 10) == status
+    assert received == [*draining, signal.SIGTERM]
+    assert (await running).status == 503
 
 
 async def test_client_that_does_not_read_does_not_delay_the_end(

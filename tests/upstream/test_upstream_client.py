@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
+import ssl
 
+import aiohttp
 import pytest
 from multidict import CIMultiDict
 from upstream_wire import RawBackend
 
 from thunderagent.testing.fake_backend import Exchange, json_answer
 from thunderagent.upstream.client import BackendClient, FetchedPage, ForwardFailed, PoolSettings, normalise_base_url
+from thunderagent.upstream.connection import broken_by
 
 NO_HEADERS: CIMultiDict[str] = CIMultiDict()
 
@@ -105,6 +109,38 @@ async def test_failure_after_the_request_may_have_been_sent(script, reason, told
         error = await failure(backend.url)
         assert (error.reason, error.sent, len(backend.exchanges)) == (reason, True, 1)
         assert str(error) == f"127.0.0.1:{backend.port} {told}"
+
+
+async def test_system_s_reason_is_told_where_the_backend_did_not_close():
+    """The connection breaks by itself under the request: the network is gone, or the host."""
+    asked = asyncio.Event()
+
+    async def silent(exchange: Exchange) -> None:
+        asked.set()
+        await exchange.wait_client_left()
+
+    async with RawBackend(silent) as backend:
+        client = BackendClient(backend.url)
+        opening = asyncio.create_task(client.open("POST", "/x", b"{}", NO_HEADERS))
+        await asyncio.wait_for(asked.wait(), 5)
+        (protocol,) = client._session.connector._acquired
+        protocol.transport._force_close(OSError(errno.EHOSTUNREACH, "x"))
+        with pytest.raises(ForwardFailed) as caught:
+            await opening
+        await client.close()
+    where = f"127.0.0.1:{backend.port}"
+    assert str(caught.value) == f"the connection to {where} broke before its answer's end: No route to host"
+    assert (caught.value.reason, caught.value.sent) == ("disconnected", True)
+
+
+@pytest.mark.parametrize(
+    "error", [ssl.SSLError(1, "x"), ConnectionResetError(errno.ECONNRESET, "x"), asyncio.TimeoutError(), OSError()]
+)
+def test_numbers_that_are_not_the_system_s_or_say_nothing_are_left_out(error):
+    """OpenSSL numbers its errors by itself: 1 is no missing permission."""
+    failed = aiohttp.ClientPayloadError()
+    failed.__cause__ = error
+    assert (broken_by(error), broken_by(failed)) == (None, None)
 
 
 async def test_stale_connection_is_replaced_unseen():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import json
 import tracemalloc
 from itertools import pairwise
 
 import pytest
+from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from upstream_wire import STREAM_HEAD, Front, RawBackend, parse_answer, recorded
@@ -268,6 +270,17 @@ async def test_whole_body_cut_short_becomes_502():
     )
 
 
+async def test_whole_body_cut_short_behind_an_answer_already_begun_has_the_backend_s_status():
+    """The client was given 200 before; the error is in the body."""
+    async with RawBackend(script(json_answer(b"x" * 100)[:-50])) as backend, Front(backend.url) as front:
+        front.begin_with = ("application/json", b" ")
+        head, body, whole = parse_answer(await front.post())
+        result = front.result
+    assert head.startswith(b"HTTP/1.1 200")
+    assert (json.loads(body), whole) == (OPENAI_ERROR, True)
+    assert (result.outcome, result.status) == (Outcome.BACKEND_DISCONNECTED, 200)
+
+
 async def test_long_whole_body_is_passed_on_in_pieces(monkeypatch):
     """A body over the bound is not held; where it breaks the connection is cut."""
     monkeypatch.setattr("thunderagent.upstream.relay._MAX_HELD_BODY_BYTES", 1000)
@@ -377,6 +390,75 @@ async def test_findings_of_a_stream_survive_the_client_that_leaves(events, outco
     seen = (progress.status, progress.outcome, progress.usage, progress.output_tokens, progress.broken)
     assert seen == (200, outcome, usage, output_tokens, None)
     assert progress.first_byte_at is not None
+
+
+@pytest.mark.parametrize("drops", [True, False])
+async def test_findings_of_a_stream_survive_a_write_that_fails(monkeypatch, drops):
+    """The client leaves, or the turn is cut, while the last event is being written: it was there."""
+
+    async def write(*_):
+        raise ConnectionResetError
+
+    monkeypatch.setattr("aiohttp.web.StreamResponse.write", write)
+    progress = RelayProgress()
+    options = {"progress": progress, "drop_usage_event": drops}
+    backend_script = script(STREAM_HEAD, chunked(EVENT + USAGE + DONE), LAST_CHUNK)
+    async with RawBackend(backend_script) as backend, Front(backend.url, **options) as front:
+        await front.post()
+        (error,) = front.results
+    assert isinstance(error, ConnectionResetError)
+    seen = (progress.outcome, progress.usage, progress.output_tokens)
+    assert seen == (Outcome.COMPLETED, Usage(9, 2, None), 2)
+    assert progress.first_byte_at is not None
+
+
+async def test_stream_that_is_ended_takes_no_error_event(monkeypatch):
+    """Whoever cuts it while its end is being written must not write behind [DONE]."""
+    progress, seen = RelayProgress(), []
+    write_eof = web.StreamResponse.write_eof
+
+    async def write(response, data=b""):
+        if response is progress.response:
+            seen.append(progress.takes_event)
+        await write_eof(response, data)
+
+    monkeypatch.setattr("aiohttp.web.StreamResponse.write_eof", write)
+    _, result = await run(script(STREAM_HEAD, chunked(EVENT, DONE), LAST_CHUNK), progress=progress)
+    assert result.outcome is Outcome.COMPLETED
+    assert seen[0] is False
+
+
+@pytest.mark.parametrize(
+    ("number", "broken"),
+    [
+        (errno.EHOSTUNREACH, "the connection to the backend broke before the answer's end: No route to host"),
+        (errno.ECONNRESET, "the backend closed the connection before the answer's end"),
+    ],
+)
+@pytest.mark.parametrize(
+    "begin",
+    [
+        STREAM_HEAD + chunked(EVENT),
+        STREAM_HEAD.replace(b"Transfer-Encoding: chunked", b"Content-Length: 999") + EVENT,
+    ],
+    ids=["chunked", "of a length"],
+)
+async def test_system_s_reason_is_told_where_the_backend_did_not_close(begin, number, broken):
+    """A network that is gone is no backend that closed the connection."""
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.send(begin)
+        await exchange.wait_client_left()
+
+    async with RawBackend(answer) as backend, Front(backend.url) as front:
+        reader, writer = await front.connect()
+        await reader.readuntil(EVENT)
+        (protocol,) = front.client._session.connector._acquired
+        protocol.transport._force_close(OSError(number, "x"))
+        await reader.read(-1)
+        writer.close()
+        result = front.result
+    assert (result.outcome, result.broken) == (Outcome.BACKEND_DISCONNECTED, broken)
 
 
 async def test_slow_client_holds_the_backend_back_and_memory_stays_bounded():

@@ -45,10 +45,11 @@ class KvFollower:
     """One engine's publisher (one data-parallel rank). ``report`` gets what changed, at most five times a second.
 
     An engine that began anew is told by a number that was there before. Where its numbers are past ours, the last
-    message that was taken is asked for again, and is another: in each replay, so after a gap, and where a message was
-    made more than 2 s after the one before. Not noticed, until one of these comes: a new engine while it is silent;
-    one whose clock is behind the former's by as long as its start took; without a replay endpoint, one whose first
-    message that arrives has the very number that comes next (any later one is a gap, and nothing is known then).
+    message that was taken is asked for again, and is another: in each replay, so after a gap, and where a message
+    was made more than 2 s after the one before. Not noticed, until one of these comes: a new engine while it is
+    silent; one that answers no replay, with the very number that comes next; one whose clock is behind the former's
+    by as long as its start took; without a replay endpoint, one whose first message that arrives has the very number
+    that comes next (any later one is a gap, and nothing is known then).
     """
 
     backend: str
@@ -66,6 +67,8 @@ class KvFollower:
     """Nothing was taken so far: what was before us is not missed, only not known."""
     _is_replay_answered: bool = False
     """The last one was."""
+    _replayed: int = 0
+    """Messages that came of replays, ends among them."""
     _report_due: asyncio.TimerHandle | None = None
     _turn_since: float = 0.0
     """When other work of the loop had its last turn."""
@@ -160,9 +163,11 @@ class KvFollower:
             self._begin_anew()
             verdict = self.order.compare(sequence)
         if verdict is Verdict.MISSED or self._may_be_another_engine(payload):
-            is_whole = await self._replay()
+            await self._replay()
+            # One that was not whole does no harm where no message is missing now: the engine said nothing against
+            # being the one before. Another one's messages are missing from 0 on.
             verdict = self.order.compare(sequence)
-            if verdict is Verdict.MISSED or not is_whole:
+            if verdict is Verdict.MISSED:
                 self._give_up(sequence)
                 verdict = Verdict.TAKE
         if verdict is Verdict.TAKE:
@@ -217,11 +222,14 @@ class KvFollower:
     async def _replay(self) -> bool:
         """Ask for what is missing, up to three times; whether all came that the publisher still has.
 
-        What it has forgotten is given up.
+        Where nothing came of a try it is the last one: nobody is there. What the publisher has forgotten is given up.
         """
         if self.source.replay is None:
             return False
-        for _ in range(_REPLAY_TRIES):
+        tries = 0
+        while tries < _REPLAY_TRIES:
+            tries += 1
+            replayed = self._replayed
             socket = self.context.socket(zmq.DEALER)
             socket.setsockopt(zmq.IPV6, 1)
             socket.setsockopt(zmq.RCVHWM, 0)  # vLLM sends its whole buffer at once, and drops what is not taken
@@ -232,11 +240,12 @@ class KvFollower:
                     self._is_replay_answered = True
                     return True
             except asyncio.TimeoutError:
-                pass
+                if self._replayed == replayed:
+                    break
             finally:
                 socket.close(linger=0)
         self._is_replay_answered = False
-        _log.warning("kv_events.no_replay", backend=self.backend, replay=self.source.replay, tries=_REPLAY_TRIES)
+        _log.warning("kv_events.no_replay", backend=self.backend, replay=self.source.replay, tries=tries)
         return False
 
     async def _take_replayed(self, socket: zmq.asyncio.Socket) -> bool:
@@ -251,6 +260,7 @@ class KvFollower:
             frames = await self._receive(socket, _REPLAY_SECONDS)
             if len(frames) < 2:
                 continue
+            self._replayed += 1
             sequence, payload = int.from_bytes(frames[-2], "big", signed=True), frames[-1]
             last = self.order.next_sequence - 1
             if (

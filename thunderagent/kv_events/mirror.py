@@ -61,11 +61,15 @@ class _Block:
 class CacheMirror:
     """Every method is O(blocks named), but that each block before a new one is claimed once per session.
 
-    Blocks from a prompt's start are a report of a hit where the first one is cached already, and no further copies: a
-    request stores what it did not find. Where that is wrong (a request that reads no cache, as for the log
-    probabilities of its prompt, or a prompt of one block), the blocks are taken for evicted with their first copy.
+    Blocks from a prompt's start are a report of a hit where the first one is cached already, and no further copies:
+    a request stores what it did not find. Where that is wrong, the blocks are taken for evicted with their first
+    copy: a request that reads no cache, as for the log probabilities of its prompt; a prompt of one block; with
+    EAGLE, which computes the last block of each hit again, a prompt that shares one block with what is cached.
 
-    A model with several kinds of attention has a group of blocks for each; those of full attention are the prefix.
+    A model with several kinds of attention has a group of blocks for each; those of full attention are the prefix. A
+    hit there ends where any group's does, so that cached blocks are computed and stored again from the start: once a
+    second group was seen all that is stored is a copy, and blocks of a report are taken for cached until the next
+    reset.
     """
 
     knows: Callable[[str], bool] = lambda session: True
@@ -75,6 +79,9 @@ class CacheMirror:
     is_complete: bool = False
     """All that is cached was seen to be stored."""
     _group: int | None = None
+    """The one that counts."""
+    _groups: set[int] = field(factory=set)
+    """All that were seen."""
     _blocks: dict[BlockHash, _Block] = field(factory=dict)
     _children: dict[BlockHash, int] = field(factory=dict)
     """How many cached blocks stand on a block, which need not be cached itself."""
@@ -143,6 +150,7 @@ class CacheMirror:
     def _is_prefix_group(self, event: BlockStored) -> bool:
         """Whether its blocks are of the group that counts, which is the first of full attention that is seen."""
         group, kind = event.group_idx or 0, event.kv_cache_spec_kind or ""
+        self._groups.add(group)
         if self._group is None and not any(name in kind for name in _WINDOWS):
             self._group = group
         return group == self._group
@@ -152,7 +160,7 @@ class CacheMirror:
         if event.session_id is not None and self.knows(event.session_id):
             session = self._session(event.session_id)
         parent = event.parent_block_hash
-        is_hit = parent is None and event.block_hashes[0] in self._blocks
+        is_hit = parent is None and len(self._groups) == 1 and event.block_hashes[0] in self._blocks
         for name in event.block_hashes:
             block = self._blocks.get(name)
             if block is None:
@@ -178,8 +186,7 @@ class CacheMirror:
         self.cached_tokens += tokens
         for session in self._holes.pop(name, ()):
             if self._sessions.get(session.id) is session:
-                block.holders[session] = None
-                session.held_tokens += tokens
+                self._claim(name, session)  # those before it may have been gone too, and are others' anew
                 self._changed[session.id] = session
         return block
 

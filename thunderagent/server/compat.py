@@ -19,8 +19,9 @@ _NEVER_HOLDING = ("round-robin", "affinity")
 def program_json(program: Program, state: State) -> dict[str, Any]:
     """One program; ``state`` is the published word, ``scheduling_status`` the exact one.
 
-    Of one whose client left while its turn was held, ``waiting_seconds`` is None: nothing of it waits, though its age
-    in the queue is kept for a while for the turn sent again.
+    ``waiting_seconds`` is how long the one of its held turns waits that waits longest, be it beside its place. Of one
+    whose client left while its turn was held it is None: nothing of it waits, though its age in the queue is kept for
+    a while for the turn sent again.
     """
     cluster, now = state.gateway.scheduler.cluster, state.gateway.clock.now()
     shown: dict[str, Any] = {
@@ -38,7 +39,7 @@ def program_json(program: Program, state: State) -> dict[str, Any]:
         "turns_running": len(program.forwarded),
         "turns_held": len(program.held),
         "conversations": len(program.branches),
-        "waiting_seconds": _since(now, program.waiting_since if program.held else None),
+        "waiting_seconds": _since(now, _waiting_since(program)),
         "idle_seconds": _since(now, program.idle_since if program.is_idle else None),
     }
     if state.profiler is not None:
@@ -170,6 +171,17 @@ def _cached_tokens(program: Program) -> int | None:
     backend = program.place or program.last_place
     cached = None if backend is None else program.cached_on(backend)
     return None if cached is None else cached.prefix_tokens
+
+
+def _waiting_since(program: Program) -> float | None:
+    """Since when the oldest of its held turns waits; None where it holds none. O(held turns).
+
+    Its age in the queue counts for those that go with it: a turn sent again has waited since it was first sent.
+    """
+    readings = [turn.waiting_since for turn in program.held.values()]
+    if any(not turn.waits_alone for turn in program.held.values()):
+        readings.append(program.waiting_since)
+    return min((reading for reading in readings if reading is not None), default=None)
 
 
 def _tool_seconds(program: Program) -> float | None:

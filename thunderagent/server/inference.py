@@ -172,6 +172,9 @@ class _Run:
         if transport is None or transport.is_closing():
             return
         error = ShuttingDown(_CUT, retry_after_seconds=5.0)
+        self.error = error.code
+        if progress.response is None and held.started is None:
+            self.status = error.status
         try:
             if progress.response is not None:
                 event = error_event(held.api, error.code, error.message, error.type) if progress.takes_event else b""

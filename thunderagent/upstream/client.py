@@ -15,7 +15,7 @@ from attrs import define, field, frozen
 from multidict import MultiMapping
 from yarl import URL
 
-from thunderagent.upstream.connection import Attempt, guarded, reuse_tracing, socket_with_keepalive
+from thunderagent.upstream.connection import Attempt, broken_by, guarded, reuse_tracing, socket_with_keepalive
 
 __all__ = ["BackendClient", "FetchedPage", "ForwardFailed", "PoolSettings", "normalise_base_url"]
 
@@ -235,6 +235,9 @@ class BackendClient:
             return f"{where} answered with something other than HTTP"
         if reason == "closed":
             return f"the connections to {where} were closed"
+        system_reason = broken_by(error)
+        if system_reason is not None:
+            return f"the connection to {where} broke before its answer's end: {system_reason}"
         return f"{where} closed the connection before its answer's end"
 
 

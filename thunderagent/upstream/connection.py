@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -12,7 +15,7 @@ from typing import Any
 import aiohttp
 from attrs import define
 
-__all__ = ["Attempt", "guarded", "reuse_tracing", "socket_with_keepalive"]
+__all__ = ["Attempt", "broken_by", "guarded", "reuse_tracing", "socket_with_keepalive"]
 
 
 @define(eq=False)
@@ -22,11 +25,24 @@ class Attempt:
     reused_at: float | None = None
 
 
+def broken_by(error: BaseException) -> str | None:
+    """The system's reason where a connection broke otherwise than that the other side closed or reset it; None where
+    it gives none."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, ssl.SSLError):  # its number is OpenSSL's
+            return None
+        if isinstance(found, OSError) and found.errno and found.errno not in (errno.ECONNRESET, errno.EPIPE):
+            return os.strerror(found.errno)
+        found = found.__cause__
+    return None
+
+
 def guarded(answer: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
-    """Make reading the body fail where its connection closes too early, whatever the reason.
+    """Make reading the body fail where its connection closes too early, with the reason as its cause.
 
     aiohttp 3.14's C parser forgets the body when its framing is malformed: it closes the connection, and a reader
-    would wait for ever.
+    would wait for ever. Where a body breaks off inside its framing, its error is about that, without the reason.
     """
     connection, content = answer.connection, answer.content
     if connection is None or connection.protocol is None or (closed := connection.protocol.closed) is None:
@@ -34,7 +50,10 @@ def guarded(answer: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
 
     def fail(future: asyncio.Future[None]) -> None:
         cause = None if future.cancelled() else future.exception()
-        if not content.is_eof() and content.exception() is None:
+        found = content.exception()
+        if isinstance(found, BaseException):
+            found.__cause__ = cause or found.__cause__
+        elif found is None and not content.is_eof():
             error = aiohttp.ClientPayloadError("the connection closed inside the body")
             error.__cause__ = cause
             content.set_exception(error)

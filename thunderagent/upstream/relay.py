@@ -12,6 +12,7 @@ from attrs import define, frozen
 from multidict import CIMultiDict
 
 from thunderagent.core.usage import Outcome, Usage
+from thunderagent.upstream.connection import broken_by
 from thunderagent.upstream.errors import BACKEND_DISCONNECTED, body_as_event, error_body, error_event
 from thunderagent.upstream.headers import response_headers
 from thunderagent.upstream.sse import EventSplitter, split_events
@@ -28,7 +29,8 @@ _MAX_HELD_BODY_BYTES = 16 * 1024 * 1024
 _CUT_SECONDS = 10.0
 _BROKEN = "The backend's answer broke off before its end."
 # For the log: why an answer broke off.
-_LOST = "the backend closed the connection before the answer's end"
+_CLOSED = "the backend closed the connection before the answer's end"
+_BROKE = "the connection to the backend broke before the answer's end"
 _UNENDED = "the backend ended the stream without its last event"
 _STREAM_TYPE = "text/event-stream"
 # How a body that breaks off shows: truncated or malformed framing, a reset, silence after the end.
@@ -44,7 +46,7 @@ class RelayResult:
             BACKEND_DISCONNECTED (an answer that broke off).
         usage: None where the backend gave none that can be read.
         output_chunks: stream events that brought output, an estimate of the output tokens; 0 for whole bodies.
-        status: the backend's status; 502 where the client got that in its place.
+        status: the backend's status; 502 where the client got that in its place, not behind an answer already begun.
         first_byte_at: the clock when the first byte of the body was there; None for an empty body.
         body_bytes: what the backend sent of the body.
         broken: why the answer broke off, for the log; None where it was whole.
@@ -82,7 +84,7 @@ class RelayProgress:
 
     @property
     def outcome(self) -> Outcome | None:
-        """How the answer ended for the client: COMPLETED once the API's last event was passed on,
+        """How the answer ended for the client: COMPLETED once the API's last event is passed on,
         BACKEND_DISCONNECTED or BACKEND_ERROR where the backend broke off or reported an error before; None while it
         is under way."""
         observer = self.observer
@@ -200,16 +202,18 @@ class _Relay:
         while True:
             try:
                 chunk = await read()
-            except _READ_ERRORS:
-                self._note_broken()
+            except _READ_ERRORS as error:
+                self._note_broken(error)
                 return
             if not chunk:
                 return
-            await write(chunk)
+            # Noted before it is written: there a client that leaves, or a shutdown, may end the turn.
             self._count(chunk)
             if observer is None:
+                await write(chunk)
                 continue
             observer.feed(chunk)
+            await write(chunk)
             if reporting and (now := clock()) >= progress_due_at:
                 progress_due_at = now + _PROGRESS_SECONDS
                 self._report(observer)
@@ -223,17 +227,17 @@ class _Relay:
         while True:
             try:
                 chunk = await (self._read_lingering() if observer.finished else self.upstream.content.readany())
-            except _READ_ERRORS:
-                self._note_broken()
+            except _READ_ERRORS as error:
+                self._note_broken(error)
                 break
             if not chunk:
                 break
             self._count(chunk)
+            observer.feed(chunk)
             block = splitter.feed(chunk)
             passed = splitter.released + _without_usage_event(block)
             if passed:
                 await response.write(passed)
-            observer.feed(chunk)
             if self.on_progress is not None and (now := self.clock()) >= progress_due_at:
                 progress_due_at = now + _PROGRESS_SECONDS
                 self._report(observer)
@@ -249,8 +253,9 @@ class _Relay:
             self.progress.first_byte_at = self.clock()
         self.body_bytes += len(chunk)
 
-    def _note_broken(self) -> None:
-        self.progress.broken = _LOST
+    def _note_broken(self, error: BaseException) -> None:
+        reason = broken_by(error)
+        self.progress.broken = _CLOSED if reason is None else f"{_BROKE}: {reason}"
         self.upstream.close()
 
     def _report(self, observer: StreamObserver) -> None:
@@ -267,6 +272,7 @@ class _Relay:
             elif self.progress.broken is None and not observer.failed and not observer.oversized:
                 self.progress.broken = _UNENDED
         if self.progress.broken is None:
+            self.progress.takes_event = False
             await response.write_eof()
         else:
             event = error_event(self.api, BACKEND_DISCONNECTED, _BROKEN) if plain else b""
@@ -284,8 +290,8 @@ class _Relay:
                 held.append(chunk)
                 if self.body_bytes > _MAX_HELD_BODY_BYTES:
                     break
-        except _READ_ERRORS:
-            self._note_broken()
+        except _READ_ERRORS as error:
+            self._note_broken(error)
         plain = "Content-Encoding" not in self.upstream.headers
         if self.started is not None and not plain:
             return await self._refuse_started(self.started)
@@ -322,7 +328,8 @@ class _Relay:
     async def _answer_broken(self) -> RelayResult:
         body = error_body(self.api, BACKEND_DISCONNECTED, _BROKEN)
         headers = {**(self.extra_headers or {}), "Content-Type": "application/json"}
-        return self._result(Outcome.BACKEND_DISCONNECTED, await self._answer(502, body, headers), status=502)
+        status = 502 if self.started is None else None
+        return self._result(Outcome.BACKEND_DISCONNECTED, await self._answer(502, body, headers), status=status)
 
     async def _refuse_started(self, response: web.StreamResponse) -> RelayResult:
         """A compressed answer cannot follow plain bytes that were already sent."""
