@@ -41,13 +41,23 @@ def test_hit_rate_without_admission_is_a_cliff(sessions: int, least: float, most
 
 
 @pytest.mark.parametrize(
-    ("sessions", "ratio", "hit_rate"), [(16, 2.8, 0.95), (24, 2.9, 0.95)], ids=["16 sessions", "24 sessions"]
+    ("workload", "sessions", "ratio", "hit_rate"),
+    [("swe-agent", 16, 2.8, 0.95), ("swe-agent", 24, 2.9, 0.95), ("coding-long", 40, 2.75, 0.83)],
 )
-def test_published_scheduler_gains_what_it_was_seen_to_gain(sessions: int, ratio: float, hit_rate: float) -> None:
-    """SWE-like programs, one replica: turns to those of no admission within 20 %, hit rate within 0.05."""
-    found, base = figures("swe-agent", PAPER, sessions), figures("swe-agent", "affinity", sessions)
-    assert found.turns_per_minute / base.turns_per_minute == pytest.approx(ratio, rel=0.2)
-    assert found.hit_rate == pytest.approx(hit_rate, abs=0.05)
+def test_published_scheduler_gains_what_it_was_seen_to_gain(
+    workload: str, sessions: int, ratio: float, hit_rate: float
+) -> None:
+    """One replica: turns to those of no admission within a quarter, for one seed, and hit rate within 0.08."""
+    found, base = figures(workload, PAPER, sessions), figures(workload, "affinity", sessions)
+    assert found.turns_per_minute / base.turns_per_minute == pytest.approx(ratio, rel=0.25)
+    assert found.hit_rate == pytest.approx(hit_rate, abs=0.08)
+
+
+def test_decay_of_the_published_scheduler_costs_throughput() -> None:
+    """It lets in more than the cache holds."""
+    decaying = figures("swe-agent", f"{PAPER},resume_decay=true", 16)
+    assert decaying.turns_per_minute < 0.8 * figures("swe-agent", PAPER, 16).turns_per_minute
+    assert decaying.turns_per_minute > 1.3 * figures("swe-agent", "affinity", 16).turns_per_minute
 
 
 def test_published_scheduler_starves_some() -> None:
