@@ -119,7 +119,7 @@ def test_history_that_was_cut_is_found_as_far_as_it_is_the_same() -> None:
 
 def test_running_turns_are_told_of_as_they_grow() -> None:
     """Once a second, though nothing else happens: the accounts grow with the answer."""
-    simulation, _ = simulate([arrival(talk((100, 2000, 0.0)))], horizon_seconds=10.5)
+    simulation, _ = simulate([arrival(talk((100, 2000, 0.0)))], horizon_seconds=10.5, progress_seconds=1.0)
     (backend,) = simulation._scheduler.cluster.backends
     assert backend.accounted_tokens == pytest.approx(100 + 1000, abs=110)
 

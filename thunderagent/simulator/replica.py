@@ -8,6 +8,7 @@ from collections.abc import Hashable
 from attrs import define, field
 
 from thunderagent.core.ids import BackendId, TurnId
+from thunderagent.emulator.counters import EngineCounters
 from thunderagent.emulator.engine import Engine, EngineRequest, EngineSettings, SchedulingPolicy, TokenOutput
 from thunderagent.emulator.extents import ExtentCache, Path
 from thunderagent.emulator.timing import Preset
@@ -27,7 +28,23 @@ def new_engine(preset: Preset, kv_tokens: int, scheduling_policy: SchedulingPoli
         preset.max_num_batched_tokens,
         scheduling_policy=scheduling_policy,
     )
-    return Engine(settings, preset.timing, ExtentCache(blocks, _BLOCK_TOKENS))
+    engine = Engine(settings, preset.timing, ExtentCache(blocks, _BLOCK_TOKENS))
+    engine.counters = _NoHistograms()
+    return engine
+
+
+class _NoHistograms(EngineCounters):
+    """Counts preemptions only: nobody asks a simulated engine for its metrics page."""
+
+    def step_finished(self, scheduled_tokens: int, generated_tokens: int) -> None: ...
+
+    def first_token(self, prompt_tokens: int, cached_tokens: int, seconds: float) -> None: ...
+
+    def next_tokens(self, tokens: int, seconds: float) -> None: ...
+
+    def finished(
+        self, reason: str, prompt_tokens: int, generated_tokens: int, queued_seconds: float, seconds: float
+    ) -> None: ...
 
 
 @define(eq=False)
