@@ -117,7 +117,7 @@ def _names(requirements: list[str]) -> set[str]:
 def test_daemon_imports_only_what_it_requires() -> None:
     """A plain ``pip install`` has all that ``serve`` and ``engine`` import; test tools are for testing only."""
     brought_along = {"multidict", "yarl"}  # aiohttp's own types, in its signatures
-    optional = {"uvloop", "zmq"}
+    optional = {"jinja2", "matplotlib", "uvloop", "zmq"}
     required = {name.replace("-", "_") for name in _names(PROJECT["dependencies"])} | brought_along | optional
     imported = _third_party_imports("thunderagent") | _third_party_imports("policies")
     assert imported - {"tomllib"} - required <= {"pytest", "hypothesis"} & _third_party_imports(

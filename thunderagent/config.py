@@ -57,8 +57,8 @@ class Settings:
     admin_token: str | None = field(default=None, repr=False)
     profile: bool = False
     profile_dir: str = "thunderagent_profiles"
-    record: str = ""
-    """File for a line per turn; empty: none."""
+    record: str | None = None
+    """File for a line per turn."""
     log_level: str = "info"
     log_format: str = "auto"
 

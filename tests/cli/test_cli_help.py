@@ -39,7 +39,7 @@ def test_list_of_commands_imports_none_of_them() -> None:
     *shown, last = result.stdout.splitlines()
     assert (last, result.stderr) == ("0 []", "")
     listed = [line.split()[0] for line in shown[shown.index("Commands:") + 1 :] if line]
-    assert listed == ["serve", "engine", "policies", "programs"]
+    assert listed == ["serve", "engine", "simulate", "calibrate", "policies", "programs"]
 
 
 @pytest.mark.parametrize("name", _COMMANDS)

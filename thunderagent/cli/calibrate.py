@@ -51,7 +51,7 @@ def calibrate(
     name: str | None,
     output: Path,
 ) -> None:
-    """Time prompts and answers on a server, and fit the simulator's step times to them.
+    """Measure prompts and answers on a server, and fit the simulator's step times to them.
 
     Takes a minute or two. The file goes to `thunderagent simulate --preset`.
     """

@@ -82,7 +82,9 @@ class SimulateError(click.ClickException):
 
 
 @click.command("simulate")
-@click.option("--workload", type=click.Choice(list(WORKLOADS)), default="swe-agent", show_default=True)
+@click.option(
+    "--workload", type=click.Choice(list(WORKLOADS)), default="swe-agent", show_default=True, help="Agents."
+)
 @click.option("--trace", type=click.Path(path_type=Path), help="Replay a file that `serve --record` wrote instead.")
 @click.option(
     "--preset",
@@ -114,7 +116,7 @@ class SimulateError(click.ClickException):
     type=float,
     help="Seconds at the beginning not counted.  [default: a sixth; 0 for rl-rollout and a trace, which end]",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the first run.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs per policy.")
 @click.option(
     "--target", type=float, default=5.0, show_default=True, help="Seconds within which a first token counts."
@@ -126,7 +128,7 @@ class SimulateError(click.ClickException):
 @click.option("--html", type=click.Path(path_type=Path), help="Write curves and tables as one page.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures there; - is stdout.")
 def simulate(**given: Any) -> None:
-    """Run the scheduler and its policies against simulated engines, without a GPU, in seconds.
+    """Simulate agents on engines without a GPU, under the real scheduler and its policies.
 
     Timings are simulated: compare columns with one another, not with a GPU's.
     """
