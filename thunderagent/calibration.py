@@ -209,10 +209,5 @@ def _least_squares(rows: Sequence[Sequence[float]]) -> list[float]:
 
 def predicted_seconds(timing: TimingModel, sample: Sample) -> float:
     """What the timing says of a sample."""
-    return (
-        timing.step_seconds * sample.steps
-        + timing.prefill_token_seconds * sample.prefill_tokens
-        + timing.prefill_pair_seconds * sample.prefill_pairs
-        + timing.decode_sequence_seconds * sample.decode_sequences
-        + timing.kv_token_seconds * sample.kv_tokens
-    )
+    _, *work = sample.work
+    return timing.step_seconds * (sample.steps - 1) + timing.duration_seconds(*work)

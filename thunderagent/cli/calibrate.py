@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import IO, Any
 
 import aiohttp
 import click
 
 from thunderagent.calibration import CalibrationError, Sample, Sizes, fit, measure, predicted_seconds
+from thunderagent.cli.failure import CommandError
 from thunderagent.emulator.preset_file import PresetError, write_preset
 from thunderagent.emulator.timing import Preset, TimingModel
 from thunderagent.upstream.vllm import read_metrics
 
 __all__ = ["calibrate"]
-
-
-class CalibrateError(click.ClickException):
-    """What keeps it from measuring: one line on stderr, exit status 2."""
-
-    exit_code = 2
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print the one line."""
-        click.echo(f"thunderagent calibrate: {self.format_message()}", err=True)
 
 
 @click.command("calibrate")
@@ -72,9 +62,9 @@ def calibrate(
         )
         write_preset(output, preset)
     except (CalibrationError, PresetError) as error:
-        raise CalibrateError(str(error)) from None
+        raise CommandError("calibrate", str(error)) from None
     except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
-        raise CalibrateError(f"{url} could not be asked: {type(error).__name__}: {error}") from None
+        raise CommandError("calibrate", f"{url} could not be asked: {type(error).__name__}: {error}") from None
     for sample in samples:
         click.echo(_line(sample, timing))
     click.echo(f"{kv_tokens:,} KV tokens; written to {output}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from typing import IO, Any
+from typing import Any
 
 import click
 from aiohttp import web
 
+from thunderagent.cli.failure import CommandError
 from thunderagent.emulator.engine import SchedulingPolicy
 from thunderagent.emulator.faults import FaultError, parse_fault
 from thunderagent.emulator.script import Script, ScriptError, load_script
@@ -20,16 +21,6 @@ __all__ = ["engine"]
 
 BACKLOG = 1024
 """Connections that may wait to be accepted: a burst of programs starts at once."""
-
-
-class EngineCommandError(click.ClickException):
-    """What keeps the engine from starting: one line on stderr, exit status 2."""
-
-    exit_code = 2
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print the one line."""
-        click.echo(f"thunderagent engine: {self.format_message()}", err=True)
 
 
 class _WholeNumber(click.IntRange):
@@ -100,7 +91,7 @@ def engine(script_path: str | None, models: tuple[str, ...], faults: tuple[str, 
         )
         app = create_app(config)
     except (ScriptError, FaultError, EmulatorConfigError) as error:
-        raise EngineCommandError(str(error)) from error
+        raise CommandError("engine", str(error)) from error
     click.echo(_banner(config))
     asyncio.run(_serve(app, options["host"], options["port"]))
 
@@ -122,7 +113,7 @@ def _banner(config: EmulatorConfig) -> str:
 
 
 async def _serve(app: web.Application, host: str, port: int) -> None:
-    """Listen until SIGTERM or SIGINT. Raises EngineCommandError where the address can't be had."""
+    """Listen until SIGTERM or SIGINT. Raises CommandError where the address can't be had."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -135,6 +126,6 @@ async def _serve(app: web.Application, host: str, port: int) -> None:
         click.echo(f"emulated engine ready on http://{shown}:{bound} (pid {os.getpid()})")
         await stop.wait()
     except OSError as error:
-        raise EngineCommandError(f"can't listen on {host}:{port}: {error.strerror or error}") from error
+        raise CommandError("engine", f"can't listen on {host}:{port}: {error.strerror or error}") from error
     finally:
         await runner.cleanup()

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 from attrs import evolve
 
+from thunderagent.cli.failure import CommandError
 from thunderagent.core.settings import OnHoldLimit
 from thunderagent.emulator.preset_file import PresetError, find_preset
 from thunderagent.emulator.timing import PRESETS
@@ -71,16 +72,6 @@ _ROWS_IF_ANY: tuple[Row, ...] = (
 )
 
 
-class SimulateError(click.ClickException):
-    """What keeps it from running: one line on stderr, exit status 2."""
-
-    exit_code = 2
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print the one line."""
-        click.echo(f"thunderagent simulate: {self.format_message()}", err=True)
-
-
 @click.command("simulate")
 @click.option(
     "--workload", type=click.Choice(list(WORKLOADS)), default="swe-agent", show_default=True, help="Agents."
@@ -135,7 +126,7 @@ def simulate(**given: Any) -> None:
     try:
         _simulate(given)
     except (ConfigError, PresetError, TraceError) as error:
-        raise SimulateError(str(error)) from None
+        raise CommandError("simulate", str(error)) from None
 
 
 def _simulate(given: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from attrs import define, field
 
 from thunderagent.core.ids import BackendId, TurnId
 from thunderagent.emulator.counters import EngineCounters
-from thunderagent.emulator.engine import Engine, EngineRequest, EngineSettings, SchedulingPolicy, TokenOutput
+from thunderagent.emulator.engine import Engine, EngineRequest, EngineSettings, TokenOutput
 from thunderagent.emulator.extents import ExtentCache, Path
 from thunderagent.emulator.timing import Preset
 
@@ -18,7 +18,7 @@ __all__ = ["Replica", "new_engine"]
 _BLOCK_TOKENS = 16
 
 
-def new_engine(preset: Preset, kv_tokens: int, scheduling_policy: SchedulingPolicy = SchedulingPolicy.FCFS) -> Engine:
+def new_engine(preset: Preset, kv_tokens: int) -> Engine:
     """An engine with an empty cache of ``kv_tokens``, rounded down to blocks."""
     blocks = kv_tokens // _BLOCK_TOKENS + 1
     settings = EngineSettings(
@@ -26,7 +26,6 @@ def new_engine(preset: Preset, kv_tokens: int, scheduling_policy: SchedulingPoli
         _BLOCK_TOKENS,
         preset.max_num_seqs,
         preset.max_num_batched_tokens,
-        scheduling_policy=scheduling_policy,
     )
     engine = Engine(settings, preset.timing, ExtentCache(blocks, _BLOCK_TOKENS))
     engine.counters = _NoHistograms()

@@ -18,7 +18,6 @@ from thunderagent.core.policy import Policy
 from thunderagent.core.scheduler import Scheduler
 from thunderagent.core.settings import SchedulerSettings
 from thunderagent.core.usage import Outcome, Usage
-from thunderagent.emulator.engine import SchedulingPolicy
 from thunderagent.emulator.timing import Preset
 from thunderagent.simulator.programs import Arrival, TurnPlan
 from thunderagent.simulator.records import OpenTurn, ProgramRecord, Records, Totals
@@ -37,7 +36,6 @@ class Cluster:
     preset: Preset
     replicas: int = 1
     kv_tokens: int | None = None
-    scheduling_policy: SchedulingPolicy = SchedulingPolicy.FCFS
 
     @property
     def kv_tokens_per_replica(self) -> int:
@@ -105,7 +103,7 @@ class Simulation:
         self._replicas = [
             Replica(
                 BackendId(f"replica-{number}"),
-                new_engine(preset, kv_tokens, self.cluster.scheduling_policy),
+                new_engine(preset, kv_tokens),
                 self.progress_seconds,
             )
             for number in range(self.cluster.replicas)
