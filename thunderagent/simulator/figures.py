@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import asdict, field, frozen
@@ -116,6 +116,15 @@ class Figures:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Figures:
+        """The inverse of ``as_dict``, also after JSON. Raises TypeError for other fields than it has."""
+        read: dict[str, Any] = {
+            name: Quantiles(**value) if isinstance(value, Mapping) else value for name, value in values.items()
+        }
+        read["per_replica_turns"] = tuple(values["per_replica_turns"])
+        return cls(**read)
 
 
 def figures_of(

@@ -1,0 +1,166 @@
+"""Which policy for which agents? All built-in policies and their main options, over workloads, pressure and replicas.
+
+    python -m benchmarks.study [--full] [--output DIR] [--docs PAGE]
+
+Simulated. Each run is kept under DIR/cells: a study that was broken off goes on where it stood. Fails where a run
+comes over the upper bound, which no schedule can. ``--docs`` writes tables and picture into a page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import click
+from attrs import evolve, frozen
+
+from benchmarks.study_cells import Cells
+from benchmarks.study_report import Cell, over_the_bound, write_docs, write_results
+from thunderagent.simulator.scenario import Arm, Scenario, parse_arm
+from thunderagent.simulator.study import Task
+from thunderagent.simulator.workloads import WORKLOADS
+
+ARMS = {
+    "round-robin": "round-robin",
+    "affinity": "affinity",
+    "least-kv": "least-kv",
+    "published": "pause-resume:preset=paper",
+    "published, decay": "pause-resume:preset=paper,resume_decay=true",
+    "pause-resume": "pause-resume",
+    "reserve 0.2": "pause-resume:growth_reserve=0.2",
+    "first-come": "pause-resume:resume_order=first-come",
+    "quantum 20": "pause-resume:quantum_turns=20",
+    "resident": "pause-resume:resume_on=resident",
+}
+"""What they are called in tables, and what they are."""
+
+MORE_ARMS = {
+    "no reserve": "pause-resume:growth_reserve=0",
+    "no lease": "pause-resume:idle_lease_seconds=0",
+    "lease 120 s": "pause-resume:idle_lease_seconds=120",
+    "smallest": "pause-resume:resume_order=smallest",
+    "smallest, ageing": "pause-resume:resume_order=smallest,ageing_seconds=60",
+    "first-come, last out": "pause-resume:resume_order=first-come,pause_order=last-come",
+    "quantum 10": "pause-resume:quantum_turns=10",
+    "quantum 60 s": "pause-resume:quantum_seconds=60",
+    "roomiest": "pause-resume:resume_on=roomiest",
+    "tightest": "pause-resume:resume_on=tightest",
+    "origin": "pause-resume:resume_on=origin",
+    "largest out": "pause-resume:pause_order=largest",
+    "no shared": "pause-resume:shared_correction=none",
+    "acting half": "pause-resume:acting_weight=0.5",
+    "both decays": "pause-resume:resume_decay=true,pause_decay=true",
+    "watermarks": "pause-resume:low_watermark=0.85,high_watermark=0.95",
+    "ticks": "pause-resume:react=false,tick_seconds=5",
+}
+"""Besides, with --full."""
+
+_ON_REPLICAS = frozenset({"round-robin", "resident", "roomiest", "tightest", "origin"})
+"""Differ from others only where there are several replicas."""
+
+
+@frozen
+class Grid:
+    """What is compared: every arm on every load of every workload, on so many replicas, with so many seeds."""
+
+    arms: Mapping[str, str]
+    replicas: tuple[int, ...]
+    loads: tuple[tuple[float, float], ...]
+    """(pressure, share of programs that are released)."""
+    seeds: int
+    workloads: tuple[str, ...] = tuple(WORKLOADS)
+    horizon_seconds: float = 2400.0
+    warmup_seconds: float = 600.0
+    ending_horizon_seconds: float = 6 * 3600.0
+    """For workloads that end by themselves, which have no warm-up."""
+
+    def cells(self) -> Iterator[Cell]:
+        """Each scenario with its arms."""
+        for workload in self.workloads:
+            for replicas in self.replicas:
+                for pressure, release_ratio in self.loads:
+                    scenario = self._scenario(workload, replicas, pressure, release_ratio)
+                    names = [name for name in self.arms if replicas > 1 or name not in _ON_REPLICAS]
+                    tasks = {name: self._tasks(scenario, parse_arm(self.arms[name])) for name in names}
+                    yield Cell(workload, replicas, pressure, release_ratio, tasks)
+
+    def _scenario(self, workload: str, replicas: int, pressure: float, release_ratio: float) -> Scenario:
+        ends = WORKLOADS[workload].ends
+        return Scenario(
+            workload,
+            replicas=replicas,
+            release_ratio=release_ratio,
+            horizon_seconds=self.ending_horizon_seconds if ends else self.horizon_seconds,
+            warmup_seconds=0.0 if ends else self.warmup_seconds,
+        ).at_pressure(pressure)
+
+    def _tasks(self, scenario: Scenario, arm: Arm) -> tuple[Task, ...]:
+        return tuple(Task(evolve(scenario, seed=seed), arm) for seed in range(self.seeds))
+
+
+STUDY = Grid(ARMS, (1, 4), ((0.5, 1.0), (1.2, 1.0), (2.0, 1.0), (4.0, 1.0), (1.2, 0.0), (4.0, 0.0)), 3)
+FULL = Grid(
+    {**ARMS, **MORE_ARMS},
+    (1, 4, 16),
+    tuple((pressure, release) for release in (1.0, 0.5, 0.0) for pressure in (0.5, 0.8, 1.2, 1.6, 2.4, 4.0)),
+    5,
+)
+SMOKE = Grid(
+    {name: ARMS[name] for name in ("affinity", "pause-resume")},
+    (1,),
+    ((0.5, 1.0), (2.0, 1.0)),
+    1,
+    ("swe-agent",),
+    300.0,
+    60.0,
+)
+
+
+def _run(cells: Sequence[Cell], kept: Cells, workers: int | None) -> list[Cell]:
+    """The cells with their figures, progress on stderr."""
+    tasks = [task for cell in cells for each in cell.tasks.values() for task in each]
+    with click.progressbar(length=len(tasks), label="simulating", file=sys.stderr, show_pos=True) as bar:
+        results = kept.run(tasks, workers=workers, on_done=lambda _: bar.update(1))
+    return [cell.with_figures(results) for cell in cells]
+
+
+def main() -> int:
+    """Exit status 1 where a run comes over the bound."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="16 replicas too, all options, five seeds: many hours")
+    parser.add_argument("--smoke", action="store_true", help="two arms, some seconds")
+    parser.add_argument("--workload", action="append", choices=list(WORKLOADS), help="only this one; repeatable")
+    parser.add_argument("--output", type=Path, default=Path("outputs/study"), metavar="DIR")
+    parser.add_argument("--docs", type=Path, metavar="PAGE", help="write tables and picture there, between marks")
+    parser.add_argument("--workers", type=int, help="processes (one per core)")
+    options = parser.parse_args()
+    grid = FULL if options.full else SMOKE if options.smoke else STUDY
+    if options.workload:
+        grid = evolve(grid, workloads=tuple(options.workload))
+    began_at = time.perf_counter()
+    cells = list(grid.cells())
+    try:
+        cells = _run(cells, Cells(options.output / "cells"), options.workers)
+    except KeyboardInterrupt:
+        print(
+            f"\nbroken off; what was computed is kept in {options.output}: the same command goes on", file=sys.stderr
+        )
+        return 130
+    write_results(options.output, cells)
+    seconds, cores = time.perf_counter() - began_at, options.workers or os.cpu_count()
+    print(f"{sum(len(cell.tasks) for cell in cells) * grid.seeds:,} runs, {seconds:,.0f} s on {cores} cores")
+    print(f"tables, pictures and all figures: {options.output}")
+    if options.docs is not None:
+        write_docs(options.docs, options.output, grid.arms, cells)
+    over = over_the_bound(cells)
+    for line in over:
+        print(line, file=sys.stderr)
+    return 1 if over else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

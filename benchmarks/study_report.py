@@ -1,0 +1,257 @@
+"""What a study found: tables and pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attrs import evolve, frozen
+
+from thunderagent.simulator.figures import Figures
+from thunderagent.simulator.study import Task, estimate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Cell", "over_the_bound", "write_docs", "write_results"]
+
+_BOUND = 1.0 + 1e-6
+_BEGIN, _END = "<!-- study: begin -->", "<!-- study: end -->"
+
+
+@frozen
+class Cell:
+    """Arms on one load: for each the runs, one per seed, and when these are done their figures."""
+
+    workload: str
+    replicas: int
+    pressure: float
+    release_ratio: float
+    tasks: Mapping[str, tuple[Task, ...]]
+    figures: Mapping[str, tuple[Figures, ...]] = {}
+
+    def with_figures(self, results: Mapping[Task, Figures]) -> Cell:
+        """The same with what its runs gave."""
+        return evolve(
+            self, figures={name: tuple(results[task] for task in tasks) for name, tasks in self.tasks.items()}
+        )
+
+    def mean(self, name: str, value_of: Callable[[Figures], float]) -> float:
+        """Of an arm, over seeds."""
+        return estimate([value_of(figures) for figures in self.figures[name]]).mean
+
+    @property
+    def best(self) -> float:
+        """Turns per minute of the arm that makes most."""
+        return max(self.mean(name, _turns) for name in self.figures)
+
+    def ratio(self, name: str) -> float:
+        """An arm's turns per minute to the best one's."""
+        return self.mean(name, _turns) / self.best
+
+    def __str__(self) -> str:
+        return f"{self.workload}, {self.replicas} replicas, pressure {self.pressure:g}, {_released(self)} released"
+
+
+def over_the_bound(cells: Sequence[Cell]) -> list[str]:
+    """A line for each run that did more than can be done."""
+    return [
+        f"{cell}: {name}, seed {task.scenario.seed}: {figures.bound_share:.4f} of the upper bound"
+        for cell in cells
+        for name, tasks in cell.tasks.items()
+        for task, figures in zip(tasks, cell.figures[name], strict=True)
+        if figures.bound_share > _BOUND
+    ]
+
+
+def write_results(folder: Path, cells: Sequence[Cell]) -> None:
+    """``tables.md``, ``results.jsonl`` with all figures, and a picture per number of replicas."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tables.md").write_text(_tables(cells), encoding="utf-8")
+    with (folder / "results.jsonl").open("w", encoding="utf-8") as lines:
+        for cell in cells:
+            for name, tasks in cell.tasks.items():
+                for task, figures in zip(tasks, cell.figures[name], strict=True):
+                    line = {
+                        "workload": cell.workload,
+                        "replicas": cell.replicas,
+                        "pressure": cell.pressure,
+                        "release_ratio": cell.release_ratio,
+                        "arm": str(task.arm),
+                        "seed": task.scenario.seed,
+                        "sessions": task.scenario.sessions,
+                        **figures.as_dict(),
+                    }
+                    lines.write(json.dumps(line) + "\n")
+    for replicas in sorted({cell.replicas for cell in cells}):
+        _draw(cells, replicas).savefig(folder / _picture(replicas), metadata={"Date": None})
+
+
+def write_docs(page: Path, folder: Path, arms: Mapping[str, str], cells: Sequence[Cell]) -> None:
+    """Put tables and pictures between the marks of the page; pictures beside it in ``images/``.
+
+    Raises:
+        SystemExit: the page has no such marks.
+    """
+    text = page.read_text(encoding="utf-8")
+    if text.count(_BEGIN) != 1 or text.count(_END) != 1:
+        raise SystemExit(f"{page}: there must be one line {_BEGIN} and one {_END}")
+    images = page.parent / "images"
+    images.mkdir(exist_ok=True)
+    pictures = []
+    for replicas in sorted({cell.replicas for cell in cells}):
+        name = _picture(replicas)
+        (images / name).write_bytes((folder / name).read_bytes())
+        pictures.append(f"![Policies on {_engines(replicas)}](images/{name})\n")
+    names = "\n".join(_markdown(["in the tables", "policy"], [[name, f"`{arm}`"] for name, arm in arms.items()]))
+    before, _, rest = text.partition(_BEGIN)
+    after = rest.partition(_END)[2]
+    shown = "\n".join([names, "", *pictures, _tables(cells)])
+    page.write_text(f"{before}{_BEGIN}\n\n{shown}\n{_END}{after}", encoding="utf-8")
+
+
+# Tables
+
+
+def _tables(cells: Sequence[Cell]) -> str:
+    lines = ["### All cells", "", *_summary(cells), ""]
+    for workload in dict.fromkeys(cell.workload for cell in cells):
+        lines += [f"### {workload}", "", *_workload([cell for cell in cells if cell.workload == workload]), ""]
+    return "\n".join(lines)
+
+
+def _summary(cells: Sequence[Cell]) -> list[str]:
+    """An arm per row, over all cells in which it runs."""
+    rows = []
+    for name in dict.fromkeys(name for cell in cells for name in cell.figures):
+        those = [cell for cell in cells if name in cell.figures]
+        free = [cell.ratio(name) for cell in those if cell.pressure < 1]
+        pressed = [cell for cell in those if cell.pressure >= 1]
+        ratios = [cell.ratio(name) for cell in pressed]
+        rows.append(
+            [
+                name,
+                _ratio(min(free, default=None)),
+                _ratio(min(ratios, default=None)),
+                _ratio(_mean(ratios)),
+                _ratio(_mean([cell.mean(name, _bound) for cell in pressed])),
+                _ratio(min((cell.mean(name, _jain) for cell in pressed), default=None)),
+                _ratio(_mean([cell.mean(name, _jain) for cell in pressed])),
+                _seconds(_mean([cell.mean(name, _hold) for cell in pressed])),
+            ]
+        )
+    heads = (
+        "arm",
+        "no pressure: least",
+        "under it: least",
+        "mean",
+        "of the bound",
+        "least Jain",
+        "mean Jain",
+        "mean longest hold",
+    )
+    return _markdown(heads, rows)
+
+
+def _workload(cells: Sequence[Cell]) -> list[str]:
+    """A load per row, an arm per column: turns to the best, and the longest hold."""
+    names = list(dict.fromkeys(name for cell in cells for name in cell.figures))
+    rows = []
+    for cell in cells:
+        sessions = next(iter(cell.tasks.values()))[0].scenario.sessions
+        row = [str(cell.replicas), f"{cell.pressure:g}", _released(cell), str(sessions), f"{cell.best:.1f}"]
+        for name in names:
+            told = "-"
+            if name in cell.figures:
+                told = f"{cell.ratio(name):.2f}, {_seconds(cell.mean(name, _hold))}"
+            row.append(told)
+        rows.append(row)
+    return _markdown(("replicas", "pressure", "released", "sessions", "best turns/min", *names), rows)
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [_line(heads), _line(["---"] * len(heads)), *(_line(row) for row in rows)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f} s"
+
+
+def _released(cell: Cell) -> str:
+    return {1.0: "all", 0.0: "none"}.get(cell.release_ratio, f"{100 * cell.release_ratio:g} %")
+
+
+def _engines(replicas: int) -> str:
+    return "one replica" if replicas == 1 else f"{replicas} replicas"
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+# Pictures
+
+
+def _picture(replicas: int) -> str:
+    return f"study-{replicas}.svg"
+
+
+def _draw(cells: Sequence[Cell], replicas: int) -> Figure:
+    """Of clients that release: throughput above, longest holds below, a workload per column."""
+    import matplotlib
+
+    matplotlib.rcParams["svg.hashsalt"] = "study"
+    from matplotlib.figure import Figure as NewFigure
+
+    those = [cell for cell in cells if cell.replicas == replicas and cell.release_ratio == 1.0]
+    workloads = list(dict.fromkeys(cell.workload for cell in those))
+    figure = NewFigure(figsize=(3.0 * len(workloads), 5.6), layout="constrained")
+    panels = figure.subplots(2, len(workloads), squeeze=False, sharex=True)
+    for column, workload in enumerate(workloads):
+        of_it = sorted((cell for cell in those if cell.workload == workload), key=lambda cell: cell.pressure)
+        for name in dict.fromkeys(name for cell in of_it for name in cell.figures):
+            drawn = [cell for cell in of_it if name in cell.figures]
+            places = [cell.pressure for cell in drawn]
+            panels[0][column].plot(places, [cell.mean(name, _turns) for cell in drawn], marker=".", label=name)
+            panels[1][column].plot(places, [cell.mean(name, _hold) for cell in drawn], marker=".")
+        panels[0][column].set_title(workload, fontsize=9)
+        panels[1][column].set_xlabel("pressure")
+        for row in (0, 1):
+            panels[row][column].set_ylim(bottom=0.0)
+            panels[row][column].grid(alpha=0.3)
+    panels[0][0].set_ylabel("turns per minute")
+    panels[1][0].set_ylabel("longest hold, p95 of programs, s")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
+    figure.suptitle(f"Simulated, {_engines(replicas)}, every program released", fontsize=10)
+    return figure
+
+
+# Figures
+
+
+def _turns(figures: Figures) -> float:
+    return figures.turns_per_minute
+
+
+def _bound(figures: Figures) -> float:
+    return figures.bound_share
+
+
+def _jain(figures: Figures) -> float:
+    return figures.jain_of_progress
+
+
+def _hold(figures: Figures) -> float:
+    return figures.longest_hold_p95_seconds
