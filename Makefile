@@ -81,6 +81,14 @@ bench-smoke: setup ## the benchmarks, in small
 	$(BIN)/python -m benchmarks.scheduler --smoke
 	$(BIN)/python -m benchmarks.overflow --smoke
 	$(BIN)/python -m benchmarks.simulator --smoke
+	$(BIN)/python -m benchmarks.study --smoke --output outputs/study-smoke
+
+.PHONY: study study-full
+study: setup ## compare all policies by simulation, in half an hour; kept run by run in outputs/study
+	$(BIN)/python -m benchmarks.study $(STUDY_ARGS)
+
+study-full: setup ## the same with 16 replicas, all options and five seeds: days of computing, goes on where it stood
+	$(BIN)/python -m benchmarks.study --full --output outputs/study-full $(STUDY_ARGS)
 
 swebench-lite: setup ## mini-swe-agent on SWE-bench Lite: BACKENDS=... MODEL=... [PORT WORKERS OUTPUT SUBSET POLICY DRY_RUN=1]
 	$(BIN)/python -m examples.swebench.lite --backends '$(BACKENDS)' --model '$(MODEL)' --port '$(PORT)' \

@@ -124,14 +124,22 @@ def _run(cells: Sequence[Cell], kept: Cells, workers: int | None) -> list[Cell]:
     """The cells with their figures, progress on stderr."""
     tasks = [task for cell in cells for each in cell.tasks.values() for task in each]
     with click.progressbar(length=len(tasks), label="simulating", file=sys.stderr, show_pos=True) as bar:
-        results = kept.run(tasks, workers=workers, on_done=lambda _: bar.update(1))
+
+        def on_done(_: Task) -> None:
+            bar.update(1)
+            if not sys.stderr.isatty() and bar.pos % max(1, len(tasks) // 20) == 0:
+                print(f"{bar.pos:,} of {len(tasks):,} runs", file=sys.stderr, flush=True)
+
+        results = kept.run(tasks, workers=workers, on_done=on_done)
     return [cell.with_figures(results) for cell in cells]
 
 
 def main() -> int:
     """Exit status 1 where a run comes over the bound."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="16 replicas too, all options, five seeds: many hours")
+    parser.add_argument(
+        "--full", action="store_true", help="16 replicas too, all options, five seeds: days of computing"
+    )
     parser.add_argument("--smoke", action="store_true", help="two arms, some seconds")
     parser.add_argument("--workload", action="append", choices=list(WORKLOADS), help="only this one; repeatable")
     parser.add_argument("--output", type=Path, default=Path("outputs/study"), metavar="DIR")

@@ -32,10 +32,11 @@ class Cells:
     """One file per run in ``folder``, named by a hash of the run and of the sources."""
 
     folder: Path
-    _sources: str = field(factory=_fingerprint, init=False)
+    sources: str = field(factory=_fingerprint)
+    """What stands for them."""
 
     def _path(self, task: Task) -> Path:
-        return self.folder / f"{hashlib.sha256(f'{self._sources} {task!r}'.encode()).hexdigest()[:32]}.json"
+        return self.folder / f"{hashlib.sha256(f'{self.sources} {task!r}'.encode()).hexdigest()[:32]}.json"
 
     def known(self, task: Task) -> Figures | None:
         """What the run gave; None where it has not been done."""
