@@ -7,6 +7,7 @@ algorithm: everything on a 5 s tick, smallest programs first, a resumed program 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import islice
 from typing import ClassVar
@@ -102,6 +103,10 @@ class PauseResume(Policy):
         """By ``resume_order``; turns without a program, which stand in a line of their own, by age."""
         return rank(self.settings, waiter.program, waiter.since, waiter.need_tokens)
 
+    def keep_seconds(self, backend: BackendView, cluster: ClusterView) -> float:
+        """With ``learned_lease`` as long as conversations are worth their room."""
+        return cluster.keep_seconds(backend) if self.settings.learned_lease else math.inf
+
     # All of them
 
     def rebalance(self, cluster: ClusterView, trigger: Trigger) -> Iterator[Decision]:
@@ -119,9 +124,9 @@ class PauseResume(Policy):
         if is_time and outgrown:
             yield from self._pauses.outgrown(cluster, outgrown)
         if cluster.waiting_count:
-            if trigger is Trigger.TURN_FINISHED and (settings.quantum_turns or settings.quantum_seconds):
+            if trigger is Trigger.TURN_FINISHED and settings.rotates:
                 yield from self._pauses.end_quantum(cluster)
-            if is_time and (not is_published or settings.idle_lease_seconds):
+            if is_time and (not is_published or settings.reclaims):
                 yield from self._resume(cluster, backends, picked, is_full=is_full)
         if settings.turns_per_program:
             yield from self._free_turns(cluster, is_full)

@@ -95,7 +95,7 @@ class Pauses:
         would be for nothing. One backend makes room for one waiter.
         """
         program = cluster.changed_program
-        if program is None or program.place is None or not self._may_rotate(program):
+        if program is None or program.place is None or not self._may_rotate(program, cluster.now):
             return
         place = program.place
         waiter = self._waiter_for(place, cluster)
@@ -113,9 +113,9 @@ class Pauses:
             else:
                 yield self._pause(victim, place, cluster.now)
 
-    def _may_rotate(self, program: ProgramView) -> bool:
+    def _may_rotate(self, program: ProgramView, now: float) -> bool:
         is_leaving = program.status is not Status.ADMITTED or program.id in self._leaving
-        return not is_leaving and self._had_its_quantum(program)
+        return not is_leaving and self._had_its_quantum(program, now)
 
     def _goes_before(self, waiter: WaiterView, program: ProgramView, now: float) -> bool:
         """Whether the waiter would be let in before the program if that asked now: otherwise it would come back at
@@ -138,7 +138,7 @@ class Pauses:
         others = (
             other
             for other in islice(there, _LOOK_AT)
-            if other.id != program.id and self._may_rotate(other) and self._goes_before(waiter, other, now)
+            if other.id != program.id and self._may_rotate(other, now) and self._goes_before(waiter, other, now)
         )
         leaving: list[ProgramView] = []
         for victim in chain((program,), others):
@@ -160,9 +160,12 @@ class Pauses:
             + self.settings.buffer_tokens * place.count(Standing.YIELDING)
         )
 
-    def _had_its_quantum(self, program: ProgramView) -> bool:
+    def _had_its_quantum(self, program: ProgramView, now: float) -> bool:
         settings = self.settings
         is_over = 0 < settings.quantum_turns <= program.turns_served
+        if settings.rotation_share and program.place is not None and program.admitted_at is not None:
+            quantum_seconds = (program.place.refill_seconds or 30.0) / settings.rotation_share
+            is_over = is_over or now - program.admitted_at >= quantum_seconds
         return is_over or 0 < settings.quantum_seconds <= program.service_seconds
 
     def _waiter_for(self, place: BackendView, cluster: ClusterView) -> WaiterView | None:
@@ -203,25 +206,26 @@ class Pauses:
 
         Clients that never release would otherwise hold everybody until their programs expire.
         """
-        if self.settings.idle_lease_seconds <= 0:
+        if self.settings.idle_lease_seconds <= 0 and not self.settings.learned_lease:
             return
         demand = cluster.demand(waiter.turn)
         for backend in sorted(backends, key=self.rooms.of, reverse=True):
             if backend.id in taken or not self.places.could_use(waiter, backend, cluster):
                 continue
-            victims = self._reclaimable(backend, self.rooms.added_tokens(demand, backend), cluster.now)
+            victims = self._reclaimable(backend, self.rooms.added_tokens(demand, backend), cluster)
             for program in victims:
                 yield self._pause(program, backend, cluster.now)
             if victims:
                 return
 
-    def _reclaimable(self, backend: BackendView, tokens: int, now: float) -> list[ProgramView]:
+    def _reclaimable(self, backend: BackendView, tokens: int, cluster: ClusterView) -> list[ProgramView]:
         """Idle programs past their lease that together make room for so many tokens, or leave the backend empty for
         one that would not fit beside others; none if they do neither."""
-        rooms, settings, victims = self.rooms, self.settings, list[ProgramView]()
+        rooms, settings, victims, now = self.rooms, self.settings, list[ProgramView](), cluster.now
+        lease_seconds = cluster.keep_seconds(backend) if settings.learned_lease else settings.idle_lease_seconds
         missing_tokens = tokens - rooms.of(backend)
         for program in backend.longest_idle_first():
-            if now - program.acting_since < settings.idle_lease_seconds or missing_tokens <= 0:
+            if now - program.acting_since < lease_seconds or missing_tokens <= 0:
                 break
             if program.is_idle and program.id not in self._leaving:
                 victims.append(program)

@@ -67,8 +67,16 @@ class Settings:
     pause_order: str = field(default="smallest", validator=validators.in_(("smallest", "largest", "last-come")))
     """Which acting, then which reasoning programs go first: the smallest (eq. 11), the largest, or the program that
     came to the router last."""
+    learned_lease: bool = True
+    """Programs idle for longer than what they left is worth its room (``ClusterView.keep_seconds``) may be paused for
+    a waiter that fits nowhere, and conversations so idle beside others of their program do not count. Off where
+    ``idle_lease_seconds`` is given."""
     idle_lease_seconds: float = 30.0
-    """Programs idle for longer may be paused for a waiter that fits nowhere, longest idle first; 0: never."""
+    """Without ``learned_lease``: programs idle for longer may be paused for a waiter that fits nowhere, longest idle
+    first; 0: never."""
+    rotation_share: float = field(default=0.0, validator=validators.lt(1))
+    """An admitted program yields to who waits once it has had its place for so long that prefilling it again takes
+    this share of its part of the engine; 0: never."""
     quantum_turns: int = 0
     """An admitted program that has taken so many turns yields at its next turn boundary to who waits and would be let
     in before it; 0: never."""
@@ -76,6 +84,16 @@ class Settings:
     """The same after its turns ran for so many seconds, summed over turns that run at once; 0: never."""
     turns_per_program: int = 0
     """Turns of one program that may run at once, the others wait at its place; 0: no bound."""
+
+    @property
+    def rotates(self) -> bool:
+        """Whether programs yield at the end of a quantum."""
+        return bool(self.quantum_turns or self.quantum_seconds or self.rotation_share)
+
+    @property
+    def reclaims(self) -> bool:
+        """Whether idle programs are paused for those that wait."""
+        return self.learned_lease or self.idle_lease_seconds > 0
 
 
 PRESETS: Mapping[str, Settings] = {
@@ -89,6 +107,7 @@ PRESETS: Mapping[str, Settings] = {
         forced_resume=True,
         shared_correction="usage",
         half_life_seconds=1.0,
+        learned_lease=False,
         idle_lease_seconds=0.0,
     ),
 }
@@ -115,7 +134,8 @@ def settings_from(policy: str, options: Mapping[str, str]) -> Settings:
     preset = rest.pop("preset", "default")
     if preset not in PRESETS:
         raise OptionError(f"policy {policy!r}: option preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    settings = read_options(policy, PRESETS[preset], rest, also=("preset",))
+    base = evolve(PRESETS[preset], learned_lease=False) if "idle_lease_seconds" in rest else PRESETS[preset]
+    settings = read_options(policy, base, rest, also=("preset",))
     if settings.growth_reserve >= settings.high_watermark:
         raise OptionError(
             f"policy {policy!r}: option growth_reserve must be below high_watermark, or nobody fits beside others: "

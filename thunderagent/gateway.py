@@ -77,12 +77,21 @@ class Ticket:
         self._placed = asyncio.get_running_loop().create_future()
         self.gateway.forward_failed(self, reason, sent=sent)
 
-    def close(self, outcome: Outcome, usage: Usage | None = None, output_tokens: int = 0) -> None:
-        """The turn is over, however it ended; calls after the first do nothing."""
+    def close(
+        self,
+        outcome: Outcome,
+        usage: Usage | None = None,
+        output_tokens: int = 0,
+        first_token_seconds: float | None = None,
+    ) -> None:
+        """The turn is over, however it ended; calls after the first do nothing.
+
+        ``first_token_seconds``: from the forward to the first token; None where that is not known.
+        """
         if self._is_closed:
             return
         self._is_closed = True
-        self.gateway.close(self, outcome, usage, output_tokens)
+        self.gateway.close(self, outcome, usage, output_tokens, first_token_seconds)
 
     def resolve(self, backend: BackendId) -> None:
         """For the gateway: the turn has a backend."""
@@ -181,7 +190,14 @@ class Gateway:
         for ticket in self.tickets.values():
             self._refuse_if_held(ticket)
 
-    def close(self, ticket: Ticket, outcome: Outcome, usage: Usage | None, output_tokens: int) -> None:
+    def close(
+        self,
+        ticket: Ticket,
+        outcome: Outcome,
+        usage: Usage | None,
+        output_tokens: int,
+        first_token_seconds: float | None,
+    ) -> None:
         """For ``Ticket.close``."""
         del self.tickets[ticket.id]
         turn = self.scheduler.cluster.turn_by_id.get(ticket.id)
@@ -190,7 +206,7 @@ class Gateway:
         if turn.status is TurnStatus.HELD:
             self.handle(events.TurnAbandoned(ticket.id))
         else:
-            self.handle(events.TurnFinished(ticket.id, outcome, usage, output_tokens))
+            self.handle(events.TurnFinished(ticket.id, outcome, usage, output_tokens, first_token_seconds))
 
     def handle(self, event: Event) -> None:
         """Give the scheduler an event and carry out what comes of it."""

@@ -49,6 +49,8 @@ def test_each_option_is_read_as_its_kind() -> None:
         "high_watermark": "0.9",
         "pause_order": "largest",
         "idle_lease_seconds": "0",
+        "learned_lease": "true",
+        "rotation_share": "0.1",
         "quantum_turns": "2",
         "quantum_seconds": "1.5",
         "turns_per_program": "4",
@@ -72,7 +74,9 @@ def test_each_option_is_read_as_its_kind() -> None:
         pause_decay=True,
         high_watermark=0.9,
         pause_order="largest",
+        learned_lease=True,
         idle_lease_seconds=0.0,
+        rotation_share=0.1,
         quantum_turns=2,
         quantum_seconds=1.5,
         turns_per_program=4,
@@ -197,3 +201,10 @@ def test_forced_resume_counts_unless_the_operator_says_otherwise(
     assert [refusal.code for refusal in driver.told(Refuse)] == refused
     driver.finish(first)
     assert (turn in driver.running) is (not refused)
+
+
+def test_lease_that_is_set_is_not_learned() -> None:
+    """Unless both are asked for."""
+    assert PauseResume.from_options({}).settings.learned_lease
+    assert not PauseResume.from_options({"idle_lease_seconds": "10"}).settings.learned_lease
+    assert PauseResume.from_options({"idle_lease_seconds": "10", "learned_lease": "true"}).settings.learned_lease

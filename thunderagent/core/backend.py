@@ -121,6 +121,8 @@ class Backend:
     yielding: Group = field(factory=lambda: Group(Standing.YIELDING))
     accounted_tokens: int = 0
     """All that its turns and placed programs need resident, shared prefixes counted once."""
+    prefill_rate: float = 0.0
+    """Prompt tokens per second that it was seen to compute, the most of late; 0: not seen."""
     guest_tokens: int = 0
     """Of turns whose program has its place elsewhere or none: one-off turns, turns from before a move."""
     prefixes: dict[PrefixKey, HeldPrefix] = field(factory=dict)
@@ -223,6 +225,13 @@ class Backend:
             for program in self.acting.by_time.values():
                 decay.add(program.own_tokens, program.acting_since)
         return decay.tokens(now)
+
+    @property
+    def refill_seconds(self) -> float | None:
+        """How long it takes to fill the whole cache with prompts; None while that is unknown."""
+        if self.capacity_tokens is None or not self.prefill_rate:
+            return None
+        return self.capacity_tokens / self.prefill_rate
 
     def serves(self, model: str | None) -> bool:
         """Whether it can be asked for the model; an unnamed model and unknown models always can."""

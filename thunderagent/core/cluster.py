@@ -15,10 +15,14 @@ from thunderagent.core.ids import BackendId, ProgramId, TurnId
 from thunderagent.core.ledger import Ledger
 from thunderagent.core.program import Program
 from thunderagent.core.queue import Queue, Waiter
+from thunderagent.core.return_times import ReturnTimes
 from thunderagent.core.tool_times import ToolTimes
 from thunderagent.core.turn import Serving, Turn
 
 __all__ = ["Cluster"]
+
+_REFILL_SECONDS = 30.0
+"""Taken for the time to fill a cache with prompts while that is unknown."""
 
 
 @define(eq=False, repr=False)
@@ -38,6 +42,8 @@ class Cluster:
     ledger: Ledger = field(factory=Ledger)
     tool_times: ToolTimes = field(factory=ToolTimes)
     """How long the tools of all programs took."""
+    return_times: ReturnTimes = field(factory=ReturnTimes)
+    """When idle conversations came back, or did not."""
     available: list[Backend] = field(factory=list)
     changed: dict[Backend, None] = field(factory=dict)
     changed_program: Program | None = None
@@ -136,6 +142,10 @@ class Cluster:
                     ratio = backend.residency.expected_ratio(branch.history.mark_tokens, backend.spare_tokens)
                 resident_tokens += branch.kept_tokens * (1.0 if branch.forwarded else ratio)
         return resident_tokens / kept_tokens if kept_tokens else 0.0
+
+    def keep_seconds(self, backend: Backend) -> float:
+        """How long what an idle conversation left on the backend is worth its room there."""
+        return self.return_times.keep_seconds(backend.refill_seconds or _REFILL_SECONDS)
 
     def fits(self, turn: Turn, backend: Backend, headroom_tokens: int = 0) -> bool:
         """Whether the turn and ``headroom_tokens`` fit into the backend's free tokens.

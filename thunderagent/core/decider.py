@@ -39,12 +39,15 @@ from thunderagent.core.hold_limit import Reservations
 from thunderagent.core.ids import BackendId
 from thunderagent.core.placement import Placement
 from thunderagent.core.policy import Policy, roomiest
-from thunderagent.core.program import Program, Status
+from thunderagent.core.program import Branch, Program, Status
 from thunderagent.core.queue import Waiter
 from thunderagent.core.turn import Turn, TurnStatus
 from thunderagent.core.unfinished import STEPS_PER_EVENT, Unfinished
 
 __all__ = ["Decider"]
+
+_LOOK_AT = 16
+"""Conversations of a program that are looked at when a turn of it arrives, whether they still count."""
 
 
 @define(eq=False, repr=False)
@@ -78,6 +81,23 @@ class Decider:
         return rank
 
     # One turn
+
+    def leave_out_idle(self, program: Program, arriving: Branch) -> None:
+        """Stop counting conversations of a program that are idle for longer than the policy keeps them.
+
+        Those that are idle for longest stand first; no more than ``_LOOK_AT`` are looked at.
+        """
+        place, now = program.place, self.cluster.now
+        if place is None:
+            return
+        keep_seconds = self.policy.keep_seconds(place, self.cluster)
+        for branch in islice(program.branches.values(), _LOOK_AT):
+            if branch.open_turns or branch is arriving:
+                continue
+            if now - branch.used_at <= keep_seconds:
+                break
+            if branch.kept_tokens:
+                self.placement.leave_out(program, branch)
 
     def place(self, turn: Turn) -> bool:
         """Forward a turn that is not in the queue, or hold it, or refuse it for want of room in the queue.

@@ -70,6 +70,8 @@ class TurnFinished:
     outcome: Outcome
     usage: Usage | None = None
     output_tokens: int = 0
+    first_token_seconds: float | None = None
+    """From its forward to the first token or byte; None where there was none, or it is not known."""
 
 
 @frozen

@@ -10,7 +10,13 @@ from thunderagent.core.tool_times import ToolTimes
 from thunderagent.core.turn import Turn
 from thunderagent.core.usage import Usage
 
-__all__ = ["LOST_RATIO", "learn_cache", "learn_tool_time"]
+__all__ = ["LOST_RATIO", "learn_absence", "learn_cache", "learn_prefill", "learn_tool_time"]
+
+_LEAST_TOKENS = 1_024
+"""Prompts of which less was computed say little about the rate."""
+
+_FORGETTING = 0.98
+"""What a former rate still counts when another prompt was computed."""
 
 LOST_RATIO = 0.5
 """A prefix of which less than this share came back from the cache counts as lost."""
@@ -20,11 +26,31 @@ def learn_tool_time(branch: Branch, cluster: Cluster) -> None:
     """A turn of the branch arrived: the time since its last one ended was its tools'."""
     if branch.ended_at is None or branch.program is None:
         return
-    seconds, branch.ended_at = cluster.now - branch.ended_at, None
+    seconds = cluster.now - branch.ended_at
+    cluster.return_times.learn(seconds, branch.counted_seconds, is_return=True)
+    branch.ended_at, branch.counted_seconds = None, 0.0
     cluster.tool_times.learn(seconds)
     if branch.program.tool_times is None:
         branch.program.tool_times = ToolTimes()
     branch.program.tool_times.learn(seconds)
+
+
+def learn_absence(branch: Branch, cluster: Cluster) -> None:
+    """The branch is given up, or forgotten: it has not come back so far."""
+    if branch.ended_at is None or branch.program is None:
+        return
+    seconds = cluster.now - branch.ended_at
+    cluster.return_times.learn(seconds, branch.counted_seconds, is_return=False)
+    branch.counted_seconds = seconds
+
+
+def learn_prefill(backend: Backend, computed_tokens: int, seconds: float) -> None:
+    """A prompt of which so many tokens were not cached gave its first token after ``seconds``.
+
+    What else the engine did then makes it look slower than it is, so the most counts, and is forgotten slowly.
+    """
+    if computed_tokens >= _LEAST_TOKENS and seconds > 0.0:
+        backend.prefill_rate = max(computed_tokens / seconds, _FORGETTING * backend.prefill_rate)
 
 
 def learn_cache(turn: Turn, backend: Backend, usage: Usage | None) -> PrefixLost | None:

@@ -27,6 +27,7 @@ from thunderagent.core.commands import (
 )
 from thunderagent.core.events import Prefix
 from thunderagent.core.ids import BranchId
+from thunderagent.core.learning import learn_absence
 from thunderagent.core.program import Branch, Program, Status
 from thunderagent.core.queue import Waiter
 from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
@@ -194,6 +195,9 @@ class Placement:
     def pause(self, program: Program, reason: PauseReason) -> None:
         """Take the program's place away. Its running turns finish as guests; its held turns go on waiting."""
         backend = self.cluster.ledger.unplace(program)
+        if program.is_idle:
+            for branch in program.branches.values():
+                learn_absence(branch, self.cluster)
         program.become(Status.PAUSED)
         if reason is PauseReason.BACKEND_LOST:
             program.last_place = None
@@ -241,6 +245,7 @@ class Placement:
         cluster.idle.pop(program.id, None)
         del cluster.program_by_id[program.id]
         for branch in list(program.branches.values()):
+            learn_absence(branch, cluster)
             branch.kept_tokens = 0
             if branch.open_turns == 0:
                 self._let_go(branch)
@@ -279,14 +284,19 @@ class Placement:
 
     def forget_branch(self, program: Program, branch: Branch) -> None:
         """Forget a conversation that has neither running nor held turns."""
+        self.leave_out(program, branch)
+        self.cluster.ledger.forget_branch(branch)
+        del program.branches[branch.id]
+        self.cluster.queue.refresh(program)
+
+    def leave_out(self, program: Program, branch: Branch) -> None:
+        """No longer count what an idle conversation left: it is not expected back in time."""
+        learn_absence(branch, self.cluster)
         self.keep(branch, 0)
         branch.settle_need()
         if program.place is not None:
             self.cluster.ledger.settle(branch, program.place)
             program.place.file(program)
-        self.cluster.ledger.forget_branch(branch)
-        del program.branches[branch.id]
-        self.cluster.queue.refresh(program)
 
     def note_activity(self, program: Program) -> None:
         """Keep the order of idle programs: at the end when it has just become idle, out while it is not."""

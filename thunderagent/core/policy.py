@@ -7,6 +7,7 @@ no decision, is logged and counted, and no request is lost.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -197,6 +198,10 @@ class BackendView(Protocol):
         """Capacity that no running turn needs: where the prefixes of idle programs may lie. None while unknown."""
 
     @property
+    def refill_seconds(self) -> float | None:
+        """How long it takes to fill the whole cache with prompts; None while that is unknown."""
+
+    @property
     def kv_usage_ratio(self) -> float | None:
         """What the engine says its running requests use of the cache, 0 to 1, some seconds ago."""
 
@@ -361,6 +366,10 @@ class ClusterView(Protocol):
         tokens in their usage); with ``--kv-events`` by the blocks that the engine says it has.
         """
 
+    def keep_seconds(self, backend: Any) -> float:
+        """How long what an idle conversation left on the backend is worth its room: until the room that it takes
+        costs more than the prefill for those that come back later, as idle times were so far."""
+
     def fits(self, turn: Any, backend: Any, headroom_tokens: int = 0) -> bool:
         """Whether ``added_tokens`` and the headroom fit into the backend's free tokens."""
 
@@ -417,6 +426,13 @@ class Policy(ABC):
         yielding, no backend is there), and again after ``Reconsider``. Naming another backend than the place
         moves the program. Should cost O(backends).
         """
+
+    def keep_seconds(self, backend: BackendView, cluster: ClusterView) -> float:
+        """How long what a conversation left counts on its program's place while others of the program run.
+
+        Default: until ``branch_ttl_seconds`` forgets it. See ``ClusterView.keep_seconds``.
+        """
+        return math.inf
 
     def rebalance(self, cluster: ClusterView, trigger: Trigger) -> Iterable[Decision]:
         """Decisions after events that free or take tokens, and on ticks. Default: offer held turns again.

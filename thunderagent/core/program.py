@@ -93,6 +93,8 @@ class Branch:
     used_at: float = 0.0
     ended_at: float | None = None
     """When its last turn ended, until the next one arrives: the time of its tools."""
+    counted_seconds: float = 0.0
+    """Of the time since then, what the return times have been told of."""
     held: list[int] = NO_SIZES
     """What each of its held turns needs that go with its program."""
     running: list[int] = NO_SIZES

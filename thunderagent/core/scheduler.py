@@ -28,7 +28,7 @@ from thunderagent.core.estimate import is_credible
 from thunderagent.core.events import Event
 from thunderagent.core.hold_limit import Reservations, roomiest_for
 from thunderagent.core.journal import Journal
-from thunderagent.core.learning import learn_cache, learn_tool_time
+from thunderagent.core.learning import learn_cache, learn_prefill, learn_tool_time
 from thunderagent.core.legality import illegality
 from thunderagent.core.placement import Placement
 from thunderagent.core.policy import Policy
@@ -153,6 +153,8 @@ class Scheduler:
         cluster.changed_program = program
         branch = self._placement.branch_of(program, event.branch, event.prefixes)
         learn_tool_time(branch, cluster)
+        if program is not None and len(program.branches) > 1:
+            self._decider.leave_out_idle(program, branch)
         turn = Turn(
             id=event.turn,
             program=program,
@@ -205,7 +207,11 @@ class Scheduler:
     def _turn_finished(self, event: events.TurnFinished) -> Trigger:
         turn = self.cluster.turn_by_id[event.turn]
         turn.output_tokens = max(turn.output_tokens, event.output_tokens)
-        self._settle_finished(turn, event.outcome, event.usage)
+        usage, backend = event.usage, turn.backend
+        if event.first_token_seconds is not None and usage is not None and usage.cached_tokens is not None:
+            assert backend is not None
+            learn_prefill(backend, usage.prompt_tokens - usage.cached_tokens, event.first_token_seconds)
+        self._settle_finished(turn, event.outcome, usage)
         return Trigger.TURN_FINISHED
 
     def _settle_finished(self, turn: Turn, outcome: Outcome, usage: Usage | None) -> None:
@@ -229,6 +235,7 @@ class Scheduler:
                 self._placement.keep(branch, _left_tokens(turn, outcome, usage))
             program.turns_finished += 1
             branch.used_at = branch.ended_at = self.cluster.now
+            branch.counted_seconds = 0.0
         if program is not None and program.place is not None and program.place is not backend:
             ledger.settle(branch, program.place)  # filed with the turn's end
         ledger.stop(turn, TurnStatus.FINISHED, self.cluster.now)

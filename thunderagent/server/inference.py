@@ -153,6 +153,12 @@ class _Run:
                 self.state.pool.note_answer(entry)
                 return upstream
 
+    def _first_token_seconds(self) -> float | None:
+        """Of a stream: the first byte of any other answer comes with its last token."""
+        if self.first_byte_at is None or self.forwarded_at is None or not self.output_tokens:
+            return None
+        return self.first_byte_at - self.forwarded_at
+
     def _take(self, result: RelayResult) -> None:
         self.outcome, self.usage, self.output_tokens = result.outcome, result.usage, result.output_chunks
         self.status, self.first_byte_at, self.error = result.status, result.first_byte_at, result.broken
@@ -195,7 +201,7 @@ class _Run:
         """Close the ticket, and tell: one line, the metrics, the profile."""
         entry = self._entry
         self._leave_backend()
-        self.ticket.close(self.outcome, self.usage, self.output_tokens)
+        self.ticket.close(self.outcome, self.usage, self.output_tokens, self._first_token_seconds())
         if entry is not None:
             self.state.pool.note_outcome(entry, self.outcome)
         if self.submission.is_final and self.submission.program is not None:

@@ -318,7 +318,9 @@ class Simulation:
         records.replica.append(turn.replica)
         self.turns_ended += 1
         usage = Usage(prompt.tokens, output, turn.cached_tokens)
-        self._handle(events.TurnFinished(turn_id, Outcome.COMPLETED, usage, output))
+        self._handle(
+            events.TurnFinished(turn_id, Outcome.COMPLETED, usage, output, turn.first_token_at - turn.forwarded_at)
+        )
         self._at(self.now + plan.tool_seconds, self._after_tool, (talk, plan))
 
     def _reject(self, turn_id: TurnId) -> None:

@@ -163,11 +163,12 @@ class SchedulerDriver:
         cached: int | None = None,
         outcome: Outcome = Outcome.COMPLETED,
         output_tokens: int = 0,
+        first_token_seconds: float | None = None,
         after: float = 0.0,
     ) -> list[Command]:
         """A running turn ends; without ``prompt`` tokens it reports no usage."""
         usage = None if prompt is None else Usage(prompt, completion, cached)
-        return self.send(events.TurnFinished(turn, outcome, usage, output_tokens), after)
+        return self.send(events.TurnFinished(turn, outcome, usage, output_tokens, first_token_seconds), after)
 
     def fail(self, turn: TurnId, *, sent: bool = False, after: float = 0.0) -> list[Command]:
         """A running turn got no answer."""
