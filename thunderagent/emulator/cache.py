@@ -80,6 +80,12 @@ class Cache(Protocol):
     def extend(self, holding: Any, new_blocks: int) -> bool:
         """Take more blocks; False (nothing changed) where there are too few."""
 
+    def hand_over(self, giver: Any, taker: Any, blocks: int) -> None:
+        """So many of the giver's last blocks become the taker's; nobody can find their content yet."""
+
+    def names(self, hashes: Sequence[Hashable], start: int) -> Sequence[Hashable]:
+        """What the blocks from ``start`` on are looked up under: their hashes, or what stands for several."""
+
     def fill(self, holding: Any, full_blocks: int) -> None:
         """The first ``full_blocks`` of the holding are computed: they can be found by their hashes."""
 

@@ -2,16 +2,13 @@
 
 A driver calls ``begin_step`` (which batch runs next, for how long), lets that time pass and calls ``end_step`` (which
 tokens came out). Requests may be added and aborted in between, as on a real engine. The HTTP server sleeps between
-the two; a simulator moves its virtual clock.
+the two; a simulator moves its virtual clock, and uses ``leaping.LeapingEngine``.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Hashable
+from collections.abc import Iterable, Sequence
 from typing import Any
-
-import attrs
 
 from thunderagent.emulator.cache import Cache, blocks_for
 from thunderagent.emulator.counters import EngineCounters
@@ -24,6 +21,7 @@ from thunderagent.emulator.engine_types import (
     TokenOutput,
 )
 from thunderagent.emulator.kv_cache import KvCache
+from thunderagent.emulator.sequence import LiveSequence, Refusal, Step, room_tokens
 from thunderagent.emulator.timing import TimingModel, attention_pairs
 from thunderagent.emulator.waiting import WaitingQueue
 
@@ -36,78 +34,6 @@ __all__ = [
     "StepResult",
     "TokenOutput",
 ]
-
-
-@attrs.frozen
-class _Refusal:
-    """When it is of use to look again at a waiting sequence that did not fit.
-
-    It lacks as many blocks as others hold beyond the prefix that it shares with them. That number falls only where a
-    block comes free or where the first block that it did not find is cached.
-    """
-
-    freed_blocks: int
-    """``KvCache.freed_blocks`` that must be reached."""
-    missing: Hashable | None
-    """Name of the first block not found; None: all were."""
-
-
-@attrs.define(eq=False)
-class _Sequence:
-    """A request inside the engine, waiting or running."""
-
-    request: EngineRequest
-    arrived_at: float
-    order: int
-    length_tokens: int
-    computed_tokens: int = 0
-    generated_tokens: int = 0
-    scheduled_tokens: int = 0
-    cached_tokens: int = 0
-    preemptions: int = 0
-    room_tokens: int = 0
-    """Up to so many tokens it needs no block and fills none."""
-    holding: Any = None
-    """Its blocks in the cache; None while it waits."""
-    refusal: _Refusal | None = None
-    """Why it did not fit when it was last looked at; None: look again."""
-    started_at: float | None = None
-    last_token_at: float | None = None
-
-    @property
-    def running(self) -> bool:
-        return self.holding is not None
-
-
-def _room_tokens(tokens: int, block_size: int) -> int:
-    """All but the last token of the block in part after ``tokens``; itself where there is none."""
-    in_part = tokens % block_size
-    return tokens + block_size - 1 - in_part if in_part else tokens
-
-
-@attrs.define(eq=False)
-class _Step:
-    """The batch between ``begin_step`` and ``end_step``."""
-
-    batch: list[_Sequence]
-    first_seconds: float
-    """Until the first token of each sequence."""
-    growth_seconds: float = 0.0
-    """By which each further token takes longer than the one before."""
-    stride: int = 1
-    """Tokens of each sequence; more than one where it only decodes and was stretched."""
-    duration_seconds: float = 0.0
-
-    def __attrs_post_init__(self) -> None:
-        self.duration_seconds = self.first_seconds
-
-    def seconds_of(self, tokens: int) -> float:
-        """Until so many tokens of each sequence."""
-        return self.first_seconds * tokens + self.growth_seconds * tokens * (tokens - 1) / 2
-
-    def run_for(self, tokens: int) -> None:
-        """Let it last for so many tokens."""
-        self.stride, self.duration_seconds = tokens, self.seconds_of(tokens)
 
 
 class Engine:
@@ -125,11 +51,11 @@ class Engine:
             settings.num_gpu_blocks, settings.block_size, prefix_caching=settings.prefix_caching
         )
         self.counters = EngineCounters()
-        self._by_id: dict[str, _Sequence] = {}
-        self._running: list[_Sequence] = []
-        self._waiting: WaitingQueue[_Sequence] = WaitingQueue()
+        self._by_id: dict[str, LiveSequence] = {}
+        self._running: list[LiveSequence] = []
+        self._waiting: WaitingQueue[LiveSequence] = WaitingQueue()
         self._arrivals = 0
-        self._step: _Step | None = None
+        self._step: Step | None = None
         self._by_priority = settings.scheduling_policy is SchedulingPolicy.PRIORITY
 
     # -- requests
@@ -162,7 +88,7 @@ class Engine:
                 f"request {request.id} needs {length} tokens, the KV cache holds {self.cache.usable_tokens}"
             )
         self._arrivals += 1
-        sequence = _Sequence(request, now, self._arrivals, request.prompt_tokens)
+        sequence = LiveSequence(request, now, self._arrivals, request.prompt_tokens)
         self._by_id[request.id] = sequence
         self._waiting.push(sequence, self._rank(sequence))
 
@@ -175,8 +101,7 @@ class Engine:
         if sequence is None:
             return False
         if sequence.running:
-            self._running.remove(sequence)
-            self._free(sequence)
+            self._withdraw(sequence)
         else:
             self._waiting.remove(self._rank(sequence))
         return True
@@ -185,7 +110,7 @@ class Engine:
         """Forget cached prefixes; False while a request runs."""
         return self.cache.reset()
 
-    def _rank(self, sequence: _Sequence) -> tuple[float, ...]:
+    def _rank(self, sequence: LiveSequence) -> tuple[float, ...]:
         """Position in the waiting queue; a preempted request comes before those that never ran."""
         if self._by_priority:
             return (sequence.request.priority, sequence.arrived_at, sequence.order)
@@ -193,29 +118,26 @@ class Engine:
 
     # -- steps
 
-    def begin_step(self, now: float = 0.0, max_seconds: float = 0.0) -> float | None:
+    def begin_step(self, now: float = 0.0) -> float | None:
         """Schedule the next batch; its duration in seconds, or None where there is nothing to do.
 
-        With ``max_seconds`` above 0, a batch that only decodes is run for several tokens at once, as long as no
-        request ends, no block is missing and the step stays within ``max_seconds``. A simulator passes infinity, and
-        calls ``shorten_step`` where a request comes. Raises RuntimeError while a step is under way.
+        Raises RuntimeError while a step is under way.
         """
         if self._step is not None:
             raise RuntimeError("begin_step was called before end_step")
         if not self._by_id:
             return None
-        batch, is_changed = self._schedule(now)
+        budget = self.settings.max_num_batched_tokens
+        batch = self._schedule(now, budget)
         for _ in self._by_id:
             if batch:
                 break
             # Each running request preempted one that was scheduled before it, and then itself: vLLM runs an empty
             # step and schedules again.
-            batch, is_changed = self._schedule(now)
+            batch = self._schedule(now, budget)
         if not batch:
             raise RuntimeError(f"{self.waiting} requests wait and none can run: the KV cache accounting is broken")
-        self._step = self._measure(batch)
-        if max_seconds > 0 and not is_changed:
-            self._stretch(self._step, max_seconds)
+        self._step = Step(batch, self._duration_seconds(batch))
         return self._step.duration_seconds
 
     def end_step(self, now: float = 0.0) -> StepResult:
@@ -223,27 +145,10 @@ class Engine:
 
         Raises RuntimeError where no step is under way.
         """
-        step = self._step
-        if step is None:
-            raise RuntimeError("end_step was called without begin_step")
-        self._step = None
-        if step.stride > 1:
-            for sequence in step.batch:
-                if sequence.holding is not None:
-                    sequence.scheduled_tokens = step.stride
-                    self._grow(sequence, step.stride)
+        step = self._end()
         outputs: list[TokenOutput] = []
-        scheduled_tokens = 0
-        for sequence in step.batch:
-            count = sequence.scheduled_tokens
-            sequence.scheduled_tokens = 0
-            if sequence.holding is None:
-                continue
-            scheduled_tokens += count
-            sequence.computed_tokens += count
-            if sequence.computed_tokens >= sequence.length_tokens:
-                outputs.append(self._generate(sequence, step.stride, now))
-        self.counters.step_finished(scheduled_tokens, sum(output.tokens for output in outputs))
+        scheduled_tokens = self._advance(step.batch, outputs, now)
+        self.counters.step_finished(scheduled_tokens, len(outputs))
         return StepResult(step.duration_seconds, outputs)
 
     def step(self, now: float = 0.0) -> StepResult | None:
@@ -251,13 +156,31 @@ class Engine:
         duration = self.begin_step(now)
         return None if duration is None else self.end_step(now + duration)
 
-    def _schedule(self, now: float) -> tuple[list[_Sequence], bool]:
-        """Running requests first, then waiting ones while budget, sequences and blocks last.
+    def _end(self) -> Step:
+        step, self._step = self._step, None
+        if step is None:
+            raise RuntimeError("end_step was called without begin_step")
+        return step
 
-        Also whether any began or lost its place: then the next step may do so, too.
-        """
-        budget = self.settings.max_num_batched_tokens
-        batch: list[_Sequence] = []
+    def _advance(self, batch: list[LiveSequence], outputs: list[TokenOutput], now: float) -> int:
+        """The batch has computed what was scheduled, so many tokens in all."""
+        scheduled_tokens = 0
+        for sequence in batch:
+            count = sequence.scheduled_tokens
+            sequence.scheduled_tokens = 0
+            if sequence.holding is None:
+                continue
+            scheduled_tokens += count
+            sequence.computed_tokens += count
+            if sequence.computed_tokens >= sequence.length_tokens:
+                sequence.generated_tokens += 1
+                sequence.length_tokens += 1
+                outputs.append(self._tell(sequence, now))
+        return scheduled_tokens
+
+    def _schedule(self, now: float, budget: int) -> list[LiveSequence]:
+        """Running requests first, then waiting ones while budget, sequences and blocks last."""
+        batch: list[LiveSequence] = []
         preempted = False
         index = 0
         while index < len(self._running) and budget > 0:
@@ -279,15 +202,13 @@ class Engine:
             batch.append(sequence)
             budget -= count
             index += 1
-        if preempted:
-            return batch, True
-        running = len(batch)
-        self._admit(batch, budget, now)
-        return batch, len(batch) > running
+        if not preempted:
+            self._admit(batch, budget, now)
+        return batch
 
-    def _admit(self, batch: list[_Sequence], budget: int, now: float) -> None:
+    def _admit(self, batch: list[LiveSequence], budget: int, now: float) -> None:
         """Start waiting requests in order; the first that does not fit ends the round."""
-        while self._waiting and budget > 0 and len(self._running) < self.settings.max_num_seqs:
+        while self._waiting and budget > 0 and self.running < self.settings.max_num_seqs:
             sequence = self._waiting.first()
             count = self._start(sequence, budget)
             if count == 0:
@@ -300,7 +221,7 @@ class Engine:
             batch.append(sequence)
             budget -= count
 
-    def _start(self, sequence: _Sequence, budget: int) -> int:
+    def _start(self, sequence: LiveSequence, budget: int) -> int:
         """Give a waiting sequence its cached prefix and the blocks of its first chunk; the chunk, or 0: no room."""
         cache, length = self.cache, sequence.length_tokens
         refusal = sequence.refusal
@@ -326,15 +247,15 @@ class Engine:
             sequence.cached_tokens = hit
         sequence.computed_tokens = hit
         cache.fill(holding, (hit + count) // size)
-        sequence.room_tokens = _room_tokens(hit + count, size)
+        sequence.room_tokens = room_tokens(hit + count, size)
         return count
 
-    def _refusal(self, sequence: _Sequence, matched: int, lacking: int) -> _Refusal:
+    def _refusal(self, sequence: LiveSequence, matched: int, lacking: int) -> Refusal:
         names = sequence.request.block_hashes
         findable = min(len(names), (sequence.length_tokens - 1) // self.cache.block_size)
-        return _Refusal(self.cache.freed_blocks + lacking, names[matched] if matched < findable else None)
+        return Refusal(self.cache.freed_blocks + lacking, names[matched] if matched < findable else None)
 
-    def _grow(self, sequence: _Sequence, count: int) -> bool:
+    def _grow(self, sequence: LiveSequence, count: int) -> bool:
         """Blocks for ``count`` more tokens; False where the pool has none left."""
         computed = sequence.computed_tokens + count
         if computed <= sequence.room_tokens:
@@ -345,10 +266,10 @@ class Engine:
         if missing > 0 and not cache.extend(holding, missing):
             return False
         cache.fill(holding, computed // size)
-        sequence.room_tokens = _room_tokens(computed, size)
+        sequence.room_tokens = room_tokens(computed, size)
         return True
 
-    def _preempt(self) -> _Sequence:
+    def _preempt(self) -> LiveSequence:
         """Take the blocks of the request that came last (by priority: of the least urgent) and queue it again."""
         if self._by_priority:
             victim = max(self._running, key=self._rank)
@@ -361,13 +282,19 @@ class Engine:
         self._waiting.push(victim, self._rank(victim))
         return victim
 
-    def _free(self, sequence: _Sequence) -> None:
+    def _withdraw(self, sequence: LiveSequence) -> None:
+        """It runs no more."""
+        self._running.remove(sequence)
+        self._free(sequence)
+
+    def _free(self, sequence: LiveSequence) -> None:
         self.cache.drop(sequence.holding)
         sequence.holding = None
         sequence.computed_tokens = 0
 
-    def _measure(self, batch: list[_Sequence]) -> _Step:
-        prefill_tokens = pairs = sequences = kv_tokens = 0
+    def _duration_seconds(self, batch: Iterable[LiveSequence], sequences: int = 0, kv_tokens: int = 0) -> float:
+        """Of a step with this batch, beside so many ``sequences`` that decode over ``kv_tokens``."""
+        prefill_tokens = pairs = 0
         for sequence in batch:
             count = sequence.scheduled_tokens
             if count == 1 and sequence.generated_tokens:
@@ -376,58 +303,22 @@ class Engine:
             else:
                 prefill_tokens += count
                 pairs += attention_pairs(count, sequence.computed_tokens)
-        return _Step(batch, self.timing.duration_seconds(prefill_tokens, pairs, sequences, kv_tokens))
+        return self.timing.duration_seconds(prefill_tokens, pairs, sequences, kv_tokens)
 
-    def _stretch(self, step: _Step, max_seconds: float) -> None:
-        """Run a step that only decodes for as many tokens as change nothing else."""
-        batch, free_blocks = step.batch, self.cache.free_blocks
-        if any(one.scheduled_tokens != 1 or not one.generated_tokens for one in batch) or len(batch) < self.running:
-            return
-        size = self.cache.block_size
-
-        def fits(stride: int) -> bool:
-            if step.seconds_of(stride) > max_seconds:
-                return False
-            if len(batch) * (stride // size + 1) <= free_blocks:
-                return True
-            missing = sum(max(0, blocks_for(one.computed_tokens + stride, size) - len(one.holding)) for one in batch)
-            return missing <= free_blocks
-
-        step.growth_seconds = self.timing.kv_token_seconds * len(batch)
-        stride = min(one.request.output_tokens - one.generated_tokens for one in batch)
-        if not fits(stride):
-            stride = bisect_left(range(2, stride), True, key=lambda tokens: not fits(tokens)) + 1
-        step.run_for(stride)
-
-    def shorten_step(self, seconds: float) -> float:
-        """End a stretched step with the first token that is due ``seconds`` or more after its begin, for a request
-        that comes in between; the step's duration now. Raises RuntimeError where no step is under way.
-        """
-        step = self._step
-        if step is None:
-            raise RuntimeError("shorten_step was called without begin_step")
-        if step.stride > 1 and seconds < step.duration_seconds:
-            step.run_for(
-                bisect_left(range(1, step.stride), True, key=lambda tokens: step.seconds_of(tokens) >= seconds) + 1
-            )
-        return step.duration_seconds
-
-    def _generate(self, sequence: _Sequence, tokens: int, now: float) -> TokenOutput:
-        request = sequence.request
-        counters = self.counters
-        if sequence.last_token_at is None:
+    def _tell(self, sequence: LiveSequence, now: float) -> TokenOutput:
+        """Put out what it generated since the last time; where that was all, it leaves."""
+        request, counters = sequence.request, self.counters
+        tokens = sequence.generated_tokens - sequence.told_tokens
+        if sequence.told_at is None:
             counters.first_token(request.prompt_tokens, sequence.cached_tokens, now - sequence.arrived_at)
         else:
-            counters.next_tokens(tokens, now - sequence.last_token_at)
-        sequence.last_token_at = now
-        sequence.generated_tokens += tokens
-        sequence.length_tokens += tokens
+            counters.next_tokens(tokens, now - sequence.told_at)
+        sequence.told_at, sequence.told_tokens = now, sequence.generated_tokens
         reason = None
         if sequence.generated_tokens >= request.output_tokens:
             reason = request.finish_reason
             del self._by_id[request.id]
-            self._running.remove(sequence)
-            self._free(sequence)
+            self._withdraw(sequence)
             queued = (sequence.started_at or 0.0) - sequence.arrived_at
             counters.finished(
                 reason.value, request.prompt_tokens, request.output_tokens, queued, now - sequence.arrived_at
@@ -436,13 +327,17 @@ class Engine:
 
     def check(self) -> None:
         """Recount blocks and membership; AssertionError says what differs. O(blocks + requests)."""
-        self.cache.check_holdings([sequence.holding for sequence in self._running])
-        running = {sequence.request.id for sequence in self._running}
+        self._check(self._running, [sequence.holding for sequence in self._running])
+
+    def _check(self, sequences: Sequence[LiveSequence], holdings: Sequence[Any]) -> None:
+        """``sequences`` run, ``holdings`` are all there are."""
+        self.cache.check_holdings(holdings)
+        running = {sequence.request.id for sequence in sequences}
         waiting = {sequence.request.id for sequence in self._waiting}
         assert not running & waiting, "a request both runs and waits"
         assert running | waiting == self._by_id.keys(), "requests differ from those that run or wait"
+        assert all(sequence.running for sequence in sequences), "a running request holds nothing"
         for sequence in self._running:
-            assert sequence.running
             held = len(sequence.holding) * self.cache.block_size
             assert sequence.computed_tokens <= held, "a request computed more tokens than its blocks hold"
         for sequence in self._waiting:

@@ -190,6 +190,21 @@ class ExtentCache:
         self._take(holding, new_blocks)
         return True
 
+    def hand_over(self, giver: Holding, taker: Holding, blocks: int) -> None:
+        giver.blocks -= blocks
+        giver.nameless -= blocks
+        taker.blocks += blocks
+        taker.nameless += blocks
+
+    def names(self, hashes: Sequence[Hashable], start: int) -> list[Hashable]:
+        """Segments that reach beyond ``start``."""
+        names, stop = [], 0
+        for name, blocks in _path(hashes).parts:
+            stop += blocks
+            if stop > start:
+                names.append(name)
+        return names
+
     def fill(self, holding: Holding, full_blocks: int) -> None:
         """O(segments)."""
         full_blocks = min(full_blocks, len(holding.path))

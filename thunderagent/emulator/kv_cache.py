@@ -191,6 +191,16 @@ class KvCache:
         holding.blocks += fresh
         return True
 
+    def hand_over(self, giver: Holding, taker: Holding, blocks: int) -> None:
+        """The giver's last blocks become the taker's."""
+        if blocks:
+            taker.blocks += giver.blocks[-blocks:]
+            del giver.blocks[-blocks:]
+
+    def names(self, hashes: Sequence[Hashable], start: int) -> Sequence[Hashable]:
+        """The hashes from ``start`` on."""
+        return hashes[start:]
+
     def fill(self, holding: Holding, full_blocks: int) -> None:
         """The first ``full_blocks`` of them are computed: they can be found by their hashes."""
         if full_blocks > holding.registered_blocks:

@@ -44,6 +44,8 @@ def read_preset(path: Path) -> Preset:
     preset = Preset(timing=timing, **_fields(path, told, Preset, ""))
     if timing.step_seconds <= 0 or timing.prefill_token_seconds <= 0:
         raise PresetError(f"{path}: timing.step_seconds and timing.prefill_token_seconds must be above 0")
+    if preset.max_num_batched_tokens < preset.max_num_seqs:
+        raise PresetError(f"{path}: max_num_batched_tokens must be at least max_num_seqs, as vLLM has it")
     return preset
 
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
+from heapq import heappop, heappush
+from typing import NamedTuple
 
 from attrs import define, field
 
 from thunderagent.core.ids import BackendId, TurnId
 from thunderagent.emulator.counters import EngineCounters
-from thunderagent.emulator.engine import Engine, EngineRequest, EngineSettings, TokenOutput
+from thunderagent.emulator.engine import EngineRequest, EngineSettings
 from thunderagent.emulator.extents import ExtentCache, Path
+from thunderagent.emulator.leaping import LeapingEngine
 from thunderagent.emulator.timing import Preset
 
-__all__ = ["Replica", "new_engine"]
+__all__ = ["Replica", "Told", "new_engine"]
 
 _BLOCK_TOKENS = 16
 
 
-def new_engine(preset: Preset, kv_tokens: int) -> Engine:
+def new_engine(preset: Preset, kv_tokens: int) -> LeapingEngine:
     """An engine with an empty cache of ``kv_tokens``, rounded down to blocks."""
     blocks = kv_tokens // _BLOCK_TOKENS + 1
     settings = EngineSettings(
@@ -27,7 +30,7 @@ def new_engine(preset: Preset, kv_tokens: int) -> Engine:
         preset.max_num_seqs,
         preset.max_num_batched_tokens,
     )
-    engine = Engine(settings, preset.timing, ExtentCache(blocks, _BLOCK_TOKENS))
+    engine = LeapingEngine(settings, preset.timing, ExtentCache(blocks, _BLOCK_TOKENS))
     engine.counters = _NoHistograms()
     return engine
 
@@ -46,22 +49,45 @@ class _NoHistograms(EngineCounters):
     ) -> None: ...
 
 
+class Told(NamedTuple):
+    """What a step says of a turn."""
+
+    turn: TurnId
+    output_tokens: int
+    """So far."""
+    cached_tokens: int
+    is_over: bool
+    is_due: bool
+    """Whether it runs on, and ``report_seconds`` have passed since it came or was due."""
+
+
+@define(eq=False)
+class _Running:
+    """A turn inside the engine."""
+
+    reported_at: float
+    output_tokens: int = 0
+    is_watched: bool = False
+    """Whether it will be asked about; not before its first token."""
+
+
 @define(eq=False)
 class Replica:
     """Steps an engine: the simulation asks when the step under way ends and comes back then."""
 
     id: BackendId
-    engine: Engine
-    most_seconds: float = math.inf
-    """A step that only decodes ends after this at the latest, so that progress can be told."""
+    engine: LeapingEngine
+    report_seconds: float = math.inf
+    """How often a running turn is due; no step that only decodes is longer."""
     step_ends_at: float | None = None
     """None: no step is under way."""
     _step_began_at: float = 0.0
     _is_delivering: bool = False
     busy_seconds: float = 0.0
     """Time in steps."""
-    output_tokens: dict[TurnId, int] = field(factory=dict)
-    """Of the turns that run here, as of the last step that ended."""
+    _turns: dict[TurnId, _Running] = field(factory=dict)
+    _watched: list[tuple[float, TurnId]] = field(factory=list)
+    """Heap of (reported at, turn)."""
 
     def submit(
         self,
@@ -78,22 +104,35 @@ class Replica:
             path.append((name, end // _BLOCK_TOKENS - start // _BLOCK_TOKENS))
             start = end
         self.engine.add(EngineRequest(str(turn), prompt_tokens, output_tokens, Path(tuple(path))), now)
-        self.output_tokens[turn] = 0
+        self._turns[turn] = _Running(now)
         if self.step_ends_at is not None:
             ends_at = self._step_began_at + self.engine.shorten_step(now - self._step_began_at)
             self.step_ends_at = max(now, ends_at)
         elif not self._is_delivering:
             self._begin(now)
 
-    def end_step(self, now: float) -> list[TokenOutput]:
-        """The tokens of the step that ends now; call ``resume`` when they are dealt with."""
+    def end_step(self, now: float) -> list[Told]:
+        """First tokens, ends and turns that are due, of the step that ends now, as the batch has them; others may be
+        among them. Call ``resume`` when they are dealt with."""
         self.busy_seconds += now - self._step_began_at
         self.step_ends_at, self._is_delivering = None, True
-        outputs = self.engine.end_step(now).outputs
-        counts = self.output_tokens
-        for output in outputs:
-            counts[TurnId(int(output.request_id))] += output.tokens
-        return outputs
+        turns, told = self._turns, []
+        for output in self.engine.end_step(now, self._asked(now)).outputs:
+            turn = TurnId(int(output.request_id))
+            running = turns[turn]
+            running.output_tokens += output.tokens
+            is_over = output.finish_reason is not None
+            is_due = not is_over and now - running.reported_at >= self.report_seconds
+            told.append(Told(turn, running.output_tokens, output.cached_tokens, is_over, is_due))
+            if is_over:
+                del turns[turn]
+                continue
+            if is_due:
+                running.reported_at = now
+            if not running.is_watched:
+                running.is_watched = True
+                heappush(self._watched, (running.reported_at, turn))
+        return told
 
     def resume(self, now: float) -> None:
         """Begin the next step."""
@@ -104,11 +143,18 @@ class Replica:
         """Time in steps, that under way included."""
         return self.busy_seconds + (now - self._step_began_at if self.step_ends_at is not None else 0.0)
 
-    def finish(self, turn: TurnId) -> int:
-        """A turn is over; its output tokens."""
-        return self.output_tokens.pop(turn)
+    def _asked(self, now: float) -> list[str]:
+        """Requests of the turns that are due, which are watched no more until they put out a token."""
+        watched, asked = self._watched, []
+        while watched and now - watched[0][0] >= self.report_seconds:
+            turn = heappop(watched)[1]
+            running = self._turns.get(turn)
+            if running is not None:
+                running.is_watched = False
+                asked.append(str(turn))
+        return asked
 
     def _begin(self, now: float) -> None:
-        duration = self.engine.begin_step(now, self.most_seconds)
+        duration = self.engine.begin_step(now, self.report_seconds)
         if duration is not None:
             self._step_began_at, self.step_ends_at = now, now + duration

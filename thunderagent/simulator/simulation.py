@@ -53,7 +53,6 @@ class _Turn:
     first_token_at: float | None = None
     cached_tokens: int = 0
     replica: int = -1
-    reported_at: float = 0.0
 
 
 @define(eq=False)
@@ -261,7 +260,7 @@ class Simulation:
     def _forward(self, turn_id: TurnId, backend: BackendId) -> None:
         turn, number = self._turns[turn_id], self._index[backend]
         prompt = turn.prompt
-        turn.forwarded_at = turn.reported_at = self.now
+        turn.forwarded_at = self.now
         turn.talk.asked_at = None
         if prompt.tokens + prompt.plan.output_tokens > self._most_tokens:
             self._at(self.now, self._reject, turn_id)
@@ -282,24 +281,22 @@ class Simulation:
         now = self.now
         if replica.step_ends_at is None or replica.step_ends_at > now:
             return  # it was shortened or is over
-        turns, progress_seconds = self._turns, self.progress_seconds
-        for output in replica.end_step(now):
-            turn_id = TurnId(int(output.request_id))
-            turn = turns[turn_id]
+        turns = self._turns
+        for told in replica.end_step(now):
+            turn = turns[told.turn]
             if turn.first_token_at is None:
-                turn.first_token_at, turn.cached_tokens = now, output.cached_tokens
-            if output.finish_reason is not None:
-                self._finish(turn_id, turn, replica)
-            elif now - turn.reported_at >= progress_seconds:
-                turn.reported_at = now
-                self._handle(events.TurnProgressed(turn_id, replica.output_tokens[turn_id]))
+                turn.first_token_at, turn.cached_tokens = now, told.cached_tokens
+            if told.is_over:
+                self._finish(told.turn, turn)
+            elif told.is_due:
+                self._handle(events.TurnProgressed(told.turn, told.output_tokens))
         replica.resume(now)
         self._await_step(replica)
 
-    def _finish(self, turn_id: TurnId, turn: _Turn, replica: Replica) -> None:
+    def _finish(self, turn_id: TurnId, turn: _Turn) -> None:
         del self._turns[turn_id]
         talk, prompt, records = turn.talk, turn.prompt, self.records
-        plan, output = prompt.plan, replica.finish(turn_id)
+        plan = prompt.plan
         assert turn.forwarded_at is not None
         assert turn.first_token_at is not None
         self._computed.update(part.name for part in prompt.shared)
@@ -313,14 +310,13 @@ class Simulation:
         records.cached_tokens.append(turn.cached_tokens)
         records.known_tokens.append(prompt.known_tokens)
         records.shared_tokens.append(prompt.shared_tokens)
-        records.output_tokens.append(output)
+        records.output_tokens.append(plan.output_tokens)
         records.tool_seconds.append(plan.tool_seconds + plan.after_seconds)
         records.replica.append(turn.replica)
         self.turns_ended += 1
-        usage = Usage(prompt.tokens, output, turn.cached_tokens)
-        self._handle(
-            events.TurnFinished(turn_id, Outcome.COMPLETED, usage, output, turn.first_token_at - turn.forwarded_at)
-        )
+        usage = Usage(prompt.tokens, plan.output_tokens, turn.cached_tokens)
+        first_token_seconds = turn.first_token_at - turn.forwarded_at
+        self._handle(events.TurnFinished(turn_id, Outcome.COMPLETED, usage, plan.output_tokens, first_token_seconds))
         self._at(self.now + plan.tool_seconds, self._after_tool, (talk, plan))
 
     def _reject(self, turn_id: TurnId) -> None:
