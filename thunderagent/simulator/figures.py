@@ -108,6 +108,10 @@ class Figures:
     """Turns that the router answered with an error."""
     rejected: int
     """Turns that were too long for the engine; their programs were given up."""
+    cut: int
+    """Turns whose answers broke off as a replica died; their agents asked again."""
+    resent: int
+    """How often a dead or dying replica began no answer to a turn, and the router tried another."""
     rejected_decisions: int
     preemptions: int
     evicted_blocks: int
@@ -146,7 +150,7 @@ def figures_of(
     replicas = [0] * records.replicas
     for index in window:
         replicas[records.replica[index]] += 1
-    engine_seconds = seconds * records.replicas
+    engine_seconds = max(1e-9, seconds * records.replicas - _absent_seconds(records, warmup_seconds))
     need = _needed(records, EngineNeed(preset, kv_tokens), window, warmup_seconds)
     mean_progress = math.fsum(progress) / len(progress) if progress else 0.0
     return Figures(
@@ -180,6 +184,8 @@ def figures_of(
         expired=totals.notices.get("ProgramExpired", 0),
         refused=totals.refused_turns,
         rejected=totals.rejected_turns,
+        cut=totals.cut_turns,
+        resent=totals.resent_turns,
         rejected_decisions=totals.notices.get("DecisionRejected", 0),
         preemptions=totals.preemptions,
         evicted_blocks=totals.evicted_blocks,
@@ -214,6 +220,12 @@ def _first_tokens(records: Records, window: Sequence[int]) -> list[tuple[int, fl
         at = records.end_seconds if turn.first_token_at is None else turn.first_token_at
         waits.append((turn.program, at - turn.arrived_at, turn.first_token_at is None))
     return waits
+
+
+def _absent_seconds(records: Records, since: float) -> float:
+    """Of the replicas that died or joined later, the time in the window in which they were not there."""
+    end = records.end_seconds
+    return math.fsum(max(0.0, min(to, end) - max(at, since)) for at, to in records.absent)
 
 
 def _recomputed(records: Records, index: int) -> int:

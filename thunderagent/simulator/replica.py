@@ -60,6 +60,8 @@ class Replica:
     _is_delivering: bool = False
     busy_seconds: float = 0.0
     """Time in steps."""
+    is_up: bool = True
+    """Whether it takes turns; a dead one refuses connections."""
     output_tokens: dict[TurnId, int] = field(factory=dict)
     """Of the turns that run here, as of the last step that ended."""
 
@@ -107,6 +109,15 @@ class Replica:
     def finish(self, turn: TurnId) -> int:
         """A turn is over; its output tokens."""
         return self.output_tokens.pop(turn)
+
+    def die(self, now: float, engine: Engine) -> dict[TurnId, int]:
+        """The engine's process ends; it comes back as ``engine``. The turns that ran, with their output tokens."""
+        self.busy_seconds = self.busy_seconds_until(now)
+        self.step_ends_at, self.is_up = None, False
+        engine.counters, engine.cache.counters = self.engine.counters, self.engine.cache.counters
+        self.engine = engine
+        lost, self.output_tokens = self.output_tokens, {}
+        return lost
 
     def _begin(self, now: float) -> None:
         duration = self.engine.begin_step(now, self.most_seconds)
