@@ -9,7 +9,7 @@ from typing import Any
 from attrs import asdict, field, frozen
 
 from thunderagent.emulator.timing import Preset
-from thunderagent.simulator.bound import EngineNeed
+from thunderagent.simulator.bound import EngineNeed, alone_seconds
 from thunderagent.simulator.records import Records
 
 __all__ = ["Figures", "Quantiles", "figures_of", "jain_index", "quantile"]
@@ -68,8 +68,8 @@ class Figures:
     engine_busy_share: float
     """Of the engines' time, that spent in steps."""
     bound_share: float
-    """Of the engines' time, what these turns need at least (``bound``), or ``progress``: whichever is more. No
-    schedule of the same turns comes over 1."""
+    """Of the engines' time, what these turns need at least (``bound``), or ``progress`` where no engine preempted
+    anything: whichever is more. No schedule of the same turns comes over 1."""
     first_token_seconds: Quantiles
     """From a turn's arrival at the router; open turns without one count up to the end."""
     turn_seconds: Quantiles
@@ -151,7 +151,7 @@ def figures_of(
     for index in window:
         replicas[records.replica[index]] += 1
     engine_seconds = max(1e-9, seconds * records.replicas - _absent_seconds(records, warmup_seconds))
-    need = _needed(records, EngineNeed(preset, kv_tokens), window, warmup_seconds)
+    need = _needed(records, EngineNeed(preset, kv_tokens), window, warmup_seconds, totals.preemptions)
     mean_progress = math.fsum(progress) / len(progress) if progress else 0.0
     return Figures(
         window_seconds=seconds,
@@ -162,7 +162,7 @@ def figures_of(
         recomputed_tokens=sum(_recomputed(records, index) for index in window),
         idle_kv_share=math.fsum(idle) / len(idle) if idle else 0.0,
         engine_busy_share=totals.busy_seconds / engine_seconds,
-        bound_share=max(need / engine_seconds, mean_progress),
+        bound_share=max(need / engine_seconds, 0.0 if records.totals.preemptions else mean_progress),
         first_token_seconds=Quantiles.of([wait for _, wait, _ in first]),
         turn_seconds=Quantiles.of([records.ended_at[index] - records.arrived_at[index] for index in window]),
         hold_seconds=Quantiles.of([hold for _, hold in holds if hold > 0.0]),
@@ -233,20 +233,18 @@ def _recomputed(records: Records, index: int) -> int:
     return max(0, known - records.cached_tokens[index])
 
 
-def _needed(records: Records, need: EngineNeed, window: Sequence[int], since: float) -> float:
+def _needed(records: Records, need: EngineNeed, window: Sequence[int], since: float, preemptions: int) -> float:
     """Engine seconds of the turns that ran within the window from begin to end."""
     by_cache = by_sequences = 0.0
+    longest = 0
     for index in window:
         if records.forwarded_at[index] >= since:
-            first, second = need.seconds(
-                records.prompt_tokens[index],
-                _known(records, index),
-                records.output_tokens[index],
-                records.shared_tokens[index],
-            )
+            prompt, output = records.prompt_tokens[index], records.output_tokens[index]
+            first, second = need.seconds(prompt, _known(records, index), output, records.shared_tokens[index])
             by_cache += first
             by_sequences += second
-    return max(by_cache, by_sequences)
+            longest = max(longest, prompt + output)
+    return max(by_cache, by_sequences) - preemptions * need.token_seconds(longest)
 
 
 def _known(records: Records, index: int) -> int:
@@ -263,20 +261,16 @@ def _progress(records: Records, preset: Preset, window: Sequence[int]) -> list[f
         if program.is_one_off:
             continue
         session, tool = program.session, records.tool_seconds[index]
-        alone[session] = alone.get(session, 0.0) + _alone_seconds(records, preset, index) + tool
+        seconds = alone_seconds(
+            preset, records.prompt_tokens[index], _known(records, index), records.output_tokens[index]
+        )
+        alone[session] = alone.get(session, 0.0) + seconds + tool
         taken[session] = taken.get(session, 0.0) + records.ended_at[index] - records.arrived_at[index] + tool
     for turn in records.open_turns:
         program = records.programs[turn.program]
         if not program.is_one_off:
             taken[program.session] = taken.get(program.session, 0.0) + records.end_seconds - turn.arrived_at
     return [alone.get(session, 0.0) / seconds for session, seconds in taken.items() if seconds > 0.0]
-
-
-def _alone_seconds(records: Records, preset: Preset, index: int) -> float:
-    """What the turn takes at least on an engine that does nothing else and has its history cached."""
-    prompt, timing = records.prompt_tokens[index], preset.timing
-    prefill = timing.prompt_seconds(prompt, preset.max_num_batched_tokens, min(_known(records, index), prompt - 1))
-    return prefill + (records.output_tokens[index] - 1) * timing.decode_seconds(1, prompt)
 
 
 def _share(truths: Iterable[bool]) -> float:
