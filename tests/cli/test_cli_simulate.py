@@ -98,6 +98,23 @@ def test_curves_are_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_replicas_that_die_and_join_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the heading, the figures and the JSON."""
+    machines = ("--replicas", "2", "--sessions", "24", "--policy", "affinity")
+    arguments = (*SMALL, *machines, "--fail", "0@40-70", "--fail", "1@90", "--add", "2@60")
+    _, out, _ = run(capsys, *arguments)
+    assert "replica 0 dead from 41 to 70 s, replica 1 dead from 90 s on, 2 more at 60 s; 120 s" in out
+    assert re.search(r"^turns cut off, asked again +[1-9]", out, flags=re.MULTILINE)
+    assert re.search(r"^turns sent elsewhere +[1-9]", out, flags=re.MULTILINE)
+    (told,) = json.loads(run(capsys, *arguments, "--json", "-")[1])
+    assert told["incidents"] == [
+        {"replica": 0, "at": 41.0, "until": 70.0},
+        {"replica": 1, "at": 90.0, "until": None},
+        {"replicas": 2, "at": 60.0},
+    ]
+    assert len(told["per_replica_turns"]) == 4
+
+
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown preset": (("--preset", "tpu"), "unknown preset 'tpu'; there are small-gpu, cpu-tiny,"),
     "preset of no file": (("--preset", "none/at.json"), "none/at.json: No such file or directory"),
@@ -115,6 +132,10 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown sweep": (("--sweep", "speed=1"), "WHAT one of sessions"),
     "sweep of no number": (("--sweep", "sessions=many"), "'many' is no number"),
     "sweep of nothing": (("--sweep", "sessions=0"), "must be above 0"),
+    "failure of no form": (("--fail", "first@60"), "--fail first@60: give REPLICA@SECONDS"),
+    "failure of no replica": (("--fail", "1@60"), "failure 1@60: there are replicas 0 to 0 then"),
+    "addition of no form": (("--add", "2"), "--add 2: give N@SECONDS"),
+    "addition of nobody": (("--add", "0@60"), "at least 1 replica joins"),
     "no trace": (("--trace", "none.jsonl"), "none.jsonl: No such file or directory"),
     "no such picture": (
         ("--seconds", "20", "--warmup", "1", "--plot", "curves.gif"),

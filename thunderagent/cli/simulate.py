@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import click
 from attrs import evolve
 
@@ -18,6 +19,7 @@ from thunderagent.emulator.preset_file import PresetError, find_preset
 from thunderagent.emulator.timing import PRESETS
 from thunderagent.errors import ConfigError
 from thunderagent.simulator.figures import Figures
+from thunderagent.simulator.incidents import Addition, Failure, Incident, parse_addition, parse_failure
 from thunderagent.simulator.report import Series, check_outputs, write_html, write_plot
 from thunderagent.simulator.scenario import Arm, Scenario, parse_arm
 from thunderagent.simulator.study import Task, estimate, paired_ratio, run_all, tasks_of
@@ -65,6 +67,8 @@ _ROWS_IF_ANY: tuple[Row, ...] = (
     ("forced in", lambda figures: figures.forced),
     ("expired", lambda figures: figures.expired),
     ("refused turns", lambda figures: figures.refused),
+    ("turns cut off, asked again", lambda figures: figures.cut),
+    ("turns sent elsewhere", lambda figures: figures.resent),
     ("decisions rejected", lambda figures: figures.rejected_decisions),
     ("engine preemptions", lambda figures: figures.preemptions),
     ("makespan s", lambda figures: figures.makespan_seconds),
@@ -114,6 +118,13 @@ _ROWS_IF_ANY: tuple[Row, ...] = (
 )
 @click.option("--max-hold-seconds", type=float, default=1800.0, show_default=True, help="As for serve; 0: no limit.")
 @click.option("--on-hold-limit", type=click.Choice([each.value for each in OnHoldLimit]), help="As for serve.")
+@click.option(
+    "--fail",
+    multiple=True,
+    metavar="REPLICA@SECONDS[-SECONDS]",
+    help="A replica, counted from 0, dies then, and is back without its cache at the second time; repeatable.",
+)
+@click.option("--add", multiple=True, metavar="N@SECONDS", help="N replicas more join then; repeatable.")
 @click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one per core]")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the curves: PATH.png, .svg or .pdf.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write curves and tables as one page.")
@@ -193,6 +204,7 @@ def _scenario(given: dict[str, Any]) -> Scenario:
         target_seconds=given["target"],
         max_hold_seconds=given["max_hold_seconds"],
         on_hold_limit=None if limit is None else OnHoldLimit(limit),
+        incidents=(*map(parse_failure, given["fail"]), *map(parse_addition, given["add"])),
     )
     return scenario if given["pressure"] is None else scenario.at_pressure(given["pressure"])
 
@@ -295,12 +307,24 @@ def _heading(scenario: Scenario, seeds: int) -> str:
     pressure = "" if scenario.pressure is None else f", pressure {scenario.pressure:.2f}"
     if scenario.release_ratio < 1:
         pressure += f", {100 * scenario.release_ratio:g} % of programs released"
+    if scenario.incidents:
+        pressure += f", {', '.join(map(_told, scenario.incidents))}"
     programs = f"{scenario.sessions} sessions" if scenario.trace is None else "recorded programs"
     return (
         f"{scenario.workload}: {programs} on {scenario.replicas} x {scenario.kv_tokens_per_replica:,} KV tokens"
         f"{pressure}; {scenario.horizon_seconds:,.0f} s, the first {scenario.warmup_seconds:,.0f} s not counted; "
         f"{seeds} seed{'s, mean and 95 % confidence' if seeds > 1 else ''}"
     )
+
+
+def _told(incident: Incident) -> str:
+    match incident:
+        case Addition():
+            return f"{incident.replicas} more at {incident.at:,.0f} s"
+        case Failure(until=None):
+            return f"replica {incident.replica} dead from {incident.at:,.0f} s on"
+        case Failure(until=until):
+            return f"replica {incident.replica} dead from {incident.at:,.0f} to {until:,.0f} s"
 
 
 def _column(results: dict[Task, Figures], scenario: Scenario, arm: Arm) -> list[Figures]:
@@ -353,6 +377,7 @@ def _json(results: dict[Task, Figures]) -> str:
             "warmup_seconds": task.scenario.warmup_seconds,
             "target_seconds": task.scenario.target_seconds,
             "max_hold_seconds": task.scenario.max_hold_seconds,
+            "incidents": [attrs.asdict(incident) for incident in task.scenario.incidents],
             "seed": task.scenario.seed,
             **figures.as_dict(),
         }

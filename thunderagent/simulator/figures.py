@@ -9,7 +9,7 @@ from typing import Any
 from attrs import asdict, field, frozen
 
 from thunderagent.emulator.timing import Preset
-from thunderagent.simulator.bound import EngineNeed
+from thunderagent.simulator.bound import EngineNeed, alone_seconds
 from thunderagent.simulator.records import Records
 
 __all__ = ["Figures", "Quantiles", "figures_of", "jain_index", "quantile"]
@@ -68,8 +68,8 @@ class Figures:
     engine_busy_share: float
     """Of the engines' time, that spent in steps."""
     bound_share: float
-    """Of the engines' time, what these turns need at least (``bound``), or ``progress``: whichever is more. No
-    schedule of the same turns comes over 1."""
+    """Of the engines' time, what these turns need at least (``bound``), or ``progress`` where no engine preempted
+    anything: whichever is more. No schedule of the same turns comes over 1."""
     first_token_seconds: Quantiles
     """From a turn's arrival at the router; open turns without one count up to the end."""
     turn_seconds: Quantiles
@@ -108,6 +108,10 @@ class Figures:
     """Turns that the router answered with an error."""
     rejected: int
     """Turns that were too long for the engine; their programs were given up."""
+    cut: int
+    """Turns whose answers broke off as a replica died; their agents asked again."""
+    resent: int
+    """How often a dead or dying replica began no answer to a turn, and the router tried another."""
     rejected_decisions: int
     preemptions: int
     evicted_blocks: int
@@ -155,8 +159,8 @@ def figures_of(
     replicas = [0] * records.replicas
     for index in window:
         replicas[records.replica[index]] += 1
-    engine_seconds = seconds * records.replicas
-    need = _needed(records, EngineNeed(preset, kv_tokens), window, warmup_seconds)
+    engine_seconds = max(1e-9, seconds * records.replicas - _absent_seconds(records, warmup_seconds))
+    need = _needed(records, EngineNeed(preset, kv_tokens), window, warmup_seconds, totals.preemptions)
     mean_progress = math.fsum(progress) / len(progress) if progress else 0.0
     return Figures(
         window_seconds=seconds,
@@ -167,7 +171,7 @@ def figures_of(
         recomputed_tokens=sum(_recomputed(records, index) for index in window),
         idle_kv_share=math.fsum(idle) / len(idle) if idle else 0.0,
         engine_busy_share=totals.busy_seconds / engine_seconds,
-        bound_share=max(need / engine_seconds, mean_progress),
+        bound_share=max(need / engine_seconds, 0.0 if records.totals.preemptions else mean_progress),
         first_token_seconds=Quantiles.of([wait for _, wait, _ in first]),
         turn_seconds=Quantiles.of([records.ended_at[index] - records.arrived_at[index] for index in window]),
         hold_seconds=Quantiles.of([hold for _, hold in holds if hold > 0.0]),
@@ -189,6 +193,8 @@ def figures_of(
         expired=totals.notices.get("ProgramExpired", 0),
         refused=totals.refused_turns,
         rejected=totals.rejected_turns,
+        cut=totals.cut_turns,
+        resent=totals.resent_turns,
         rejected_decisions=totals.notices.get("DecisionRejected", 0),
         preemptions=totals.preemptions,
         evicted_blocks=totals.evicted_blocks,
@@ -225,25 +231,29 @@ def _first_tokens(records: Records, window: Sequence[int]) -> list[tuple[int, fl
     return waits
 
 
+def _absent_seconds(records: Records, since: float) -> float:
+    """Of the replicas that died or joined later, the time in the window in which they were not there."""
+    end = records.end_seconds
+    return math.fsum(max(0.0, min(to, end) - max(at, since)) for at, to in records.absent)
+
+
 def _recomputed(records: Records, index: int) -> int:
     known = records.known_tokens[index] // _BLOCK_TOKENS * _BLOCK_TOKENS
     return max(0, known - records.cached_tokens[index])
 
 
-def _needed(records: Records, need: EngineNeed, window: Sequence[int], since: float) -> float:
+def _needed(records: Records, need: EngineNeed, window: Sequence[int], since: float, preemptions: int) -> float:
     """Engine seconds of the turns that ran within the window from begin to end."""
     by_cache = by_sequences = 0.0
+    longest = 0
     for index in window:
         if records.forwarded_at[index] >= since:
-            first, second = need.seconds(
-                records.prompt_tokens[index],
-                _known(records, index),
-                records.output_tokens[index],
-                records.shared_tokens[index],
-            )
+            prompt, output = records.prompt_tokens[index], records.output_tokens[index]
+            first, second = need.seconds(prompt, _known(records, index), output, records.shared_tokens[index])
             by_cache += first
             by_sequences += second
-    return max(by_cache, by_sequences)
+            longest = max(longest, prompt + output)
+    return max(by_cache, by_sequences) - preemptions * need.token_seconds(longest)
 
 
 def _known(records: Records, index: int) -> int:
@@ -260,20 +270,16 @@ def _progress(records: Records, preset: Preset, window: Sequence[int]) -> list[f
         if program.is_one_off:
             continue
         session, tool = program.session, records.tool_seconds[index]
-        alone[session] = alone.get(session, 0.0) + _alone_seconds(records, preset, index) + tool
+        seconds = alone_seconds(
+            preset, records.prompt_tokens[index], _known(records, index), records.output_tokens[index]
+        )
+        alone[session] = alone.get(session, 0.0) + seconds + tool
         taken[session] = taken.get(session, 0.0) + records.ended_at[index] - records.arrived_at[index] + tool
     for turn in records.open_turns:
         program = records.programs[turn.program]
         if not program.is_one_off:
             taken[program.session] = taken.get(program.session, 0.0) + records.end_seconds - turn.arrived_at
     return [alone.get(session, 0.0) / seconds for session, seconds in taken.items() if seconds > 0.0]
-
-
-def _alone_seconds(records: Records, preset: Preset, index: int) -> float:
-    """What the turn takes at least on an engine that does nothing else and has its history cached."""
-    prompt, timing = records.prompt_tokens[index], preset.timing
-    prefill = timing.prompt_seconds(prompt, preset.max_num_batched_tokens, min(_known(records, index), prompt - 1))
-    return prefill + (records.output_tokens[index] - 1) * timing.decode_seconds(1, prompt)
 
 
 def _share(truths: Iterable[bool]) -> float:

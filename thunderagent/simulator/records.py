@@ -54,6 +54,10 @@ class Totals:
     """By the router; they were sent again."""
     rejected_turns: int = 0
     """By the engine, as too long for it; their programs were given up."""
+    cut_turns: int = 0
+    """Their answers broke off as a replica died; their agents asked again."""
+    resent_turns: int = 0
+    """A dead or dying replica began no answer; the router tried another, or refused."""
     preemptions: int = 0
     evicted_blocks: int = 0
     busy_seconds: float = 0.0
@@ -67,6 +71,8 @@ class Totals:
             self.moves - before.moves,
             self.refused_turns - before.refused_turns,
             self.rejected_turns - before.rejected_turns,
+            self.cut_turns - before.cut_turns,
+            self.resent_turns - before.resent_turns,
             self.preemptions - before.preemptions,
             self.evicted_blocks - before.evicted_blocks,
             self.busy_seconds - before.busy_seconds,
@@ -78,11 +84,12 @@ class Records:
     """Columns of finished turns, in the order of their ends."""
 
     replicas: int
+    """All that were there at some time."""
     programs: list[ProgramRecord] = field(factory=list)
     program: array[int] = field(factory=_counts)
     """Index into ``programs``."""
     arrived_at: array[float] = field(factory=_times)
-    """Of a turn that was refused and sent again: for the first time."""
+    """Of a turn that was refused or cut and sent again: for the first time."""
     forwarded_at: array[float] = field(factory=_times)
     first_token_at: array[float] = field(factory=_times)
     ended_at: array[float] = field(factory=_times)
@@ -102,6 +109,8 @@ class Records:
     warmup: Totals = field(factory=Totals)
     """What was counted until the end of the warm-up."""
     totals: Totals = field(factory=Totals)
+    absent: list[tuple[float, float]] = field(factory=list)
+    """(from, to) of each time in which a replica was not there: dead, or not yet joined."""
     open_turns: list[OpenTurn] = field(factory=list)
     """At the end."""
     end_seconds: float = 0.0

@@ -88,6 +88,8 @@ class Replica:
     _turns: dict[TurnId, _Running] = field(factory=dict)
     _watched: list[tuple[float, TurnId]] = field(factory=list)
     """Heap of (reported at, turn)."""
+    is_up: bool = True
+    """Whether it takes turns; a dead one refuses connections."""
 
     def submit(
         self,
@@ -153,6 +155,18 @@ class Replica:
                 running.is_watched = False
                 asked.append(str(turn))
         return asked
+
+    def die(self, now: float, engine: LeapingEngine) -> dict[TurnId, int]:
+        """The engine's process ends; it comes back as ``engine``. The turns that ran, with their output tokens as
+        last told."""
+        self.busy_seconds = self.busy_seconds_until(now)
+        self.step_ends_at, self.is_up = None, False
+        engine.counters, engine.cache.counters = self.engine.counters, self.engine.cache.counters
+        self.engine = engine
+        lost = {turn: running.output_tokens for turn, running in self._turns.items()}
+        self._turns.clear()
+        self._watched.clear()
+        return lost
 
     def _begin(self, now: float) -> None:
         duration = self.engine.begin_step(now, self.report_seconds)

@@ -15,6 +15,7 @@ from thunderagent.emulator.timing import PRESETS, Preset
 from thunderagent.errors import ConfigError
 from thunderagent.registry import make_policy
 from thunderagent.simulator.figures import Figures, figures_of
+from thunderagent.simulator.incidents import Incident, check_incidents
 from thunderagent.simulator.programs import Arrival
 from thunderagent.simulator.replay import programs_of
 from thunderagent.simulator.simulation import Cluster, Simulation
@@ -82,6 +83,8 @@ class Scenario:
     max_hold_seconds: float = 1800.0
     on_hold_limit: OnHoldLimit | None = None
     program_ttl_seconds: float = 3600.0
+    incidents: tuple[Incident, ...] = ()
+    """Replicas that die, come back and join."""
 
     def __attrs_post_init__(self) -> None:
         if self.trace is None and self.workload not in WORKLOADS:
@@ -102,6 +105,7 @@ class Scenario:
             )
         if not 0 <= self.release_ratio <= 1:
             raise ConfigError(f"the share of released programs is between 0 and 1, got {self.release_ratio:g}")
+        check_incidents(self.incidents, self.replicas)
 
     @property
     def ends(self) -> bool:
@@ -178,6 +182,7 @@ def run(scenario: Scenario, arm: Arm, on_time: Callable[[float], None] = lambda 
         scenario.horizon_seconds,
         scenario.warmup_seconds,
         on_time=on_time,
+        incidents=scenario.incidents,
     )
     records = simulation.run()
     if records.end_seconds <= scenario.warmup_seconds:

@@ -19,6 +19,8 @@ from thunderagent.core.scheduler import Scheduler
 from thunderagent.core.settings import SchedulerSettings
 from thunderagent.core.usage import Outcome, Usage
 from thunderagent.emulator.timing import Preset
+from thunderagent.simulator.fleet import MODELS, Fleet
+from thunderagent.simulator.incidents import Incident
 from thunderagent.simulator.programs import Arrival, TurnPlan
 from thunderagent.simulator.records import OpenTurn, ProgramRecord, Records, Totals
 from thunderagent.simulator.replica import Replica, new_engine
@@ -71,12 +73,15 @@ class Simulation:
     time here and changes less than another seed does."""
     observe_seconds: float = 5.0
     """How often it hears from the backends' metrics."""
+    incidents: tuple[Incident, ...] = ()
+    """Replicas that die, come back and join."""
     on_time: Callable[[float], None] = lambda _: None
     """Called now and then with the clock's reading."""
     records: Records = field(init=False)
     now: float = 0.0
     turns_ended: int = 0
     _scheduler: Scheduler = field(init=False)
+    _fleet: Fleet = field(init=False)
     _replicas: list[Replica] = field(init=False)
     _index: dict[BackendId, int] = field(init=False)
     _turns: dict[TurnId, _Turn] = field(factory=dict)
@@ -99,23 +104,27 @@ class Simulation:
         self._scheduler = Scheduler(self.policy, self.settings)
         self.records = Records(self.cluster.replicas)
         preset, kv_tokens = self.cluster.preset, self.cluster.kv_tokens_per_replica
-        self._replicas = [
-            Replica(
-                BackendId(f"replica-{number}"),
-                new_engine(preset, kv_tokens),
-                self.progress_seconds,
-            )
-            for number in range(self.cluster.replicas)
-        ]
+        self._fleet = fleet = Fleet(
+            self._scheduler,
+            lambda: new_engine(preset, kv_tokens),
+            self.progress_seconds,
+            lambda: self.now,
+            self._at,
+            self._handle,
+            self._lose_turns,
+        )
+        self._replicas, self._index = fleet.replicas, fleet.index
+        for _ in range(self.cluster.replicas):
+            fleet.grow()
         usable = self._replicas[0].engine.cache.usable_tokens
         self._most_tokens = min(usable, preset.max_model_len)
-        self._index = {replica.id: number for number, replica in enumerate(self._replicas)}
 
     def run(self) -> Records:
         """Let time pass until the horizon, or until nothing is left to happen."""
         for replica in self._replicas:
             capacity = replica.engine.cache.usable_tokens
-            self._handle(events.BackendAdded(replica.id, ("model",), capacity))
+            self._handle(events.BackendAdded(replica.id, MODELS, capacity))
+        self._fleet.plan(self.incidents)
         for arrival in self.arrivals:
             self._at(arrival.at, self._begin_program, arrival)
         self._left = len(self.arrivals)
@@ -166,22 +175,16 @@ class Simulation:
             self._at(deadline_at, self._tick, deadline_at)
 
     def _observe(self, _: None) -> None:
-        """What the backends' metrics say, as the daemon reads them."""
+        """The router looks at the backends; what idle programs hold is noted."""
+        self._fleet.look_around()
         idle = capacity = 0
         for replica in self._replicas:
-            engine = replica.engine
-            self._handle(
-                events.BackendObserved(
-                    replica.id,
-                    kv_usage_ratio=engine.cache.usage_ratio,
-                    requests_running=engine.running,
-                    requests_waiting=engine.waiting,
-                )
-            )
-            backend = self._scheduler.cluster.backend_by_id[replica.id]
-            idle += min(backend.acting_tokens, backend.spare_tokens or 0)
-            capacity += engine.cache.usable_tokens
-        self.records.idle_kv.append((self.now, idle / capacity))
+            if replica.is_up:
+                backend = self._scheduler.cluster.backend_by_id[replica.id]
+                idle += min(backend.acting_tokens, backend.spare_tokens or 0)
+                capacity += replica.engine.cache.usable_tokens
+        if capacity:
+            self.records.idle_kv.append((self.now, idle / capacity))
         self.on_time(self.now)
         self._at(self.now + self.observe_seconds, self._observe, None)
 
@@ -262,6 +265,10 @@ class Simulation:
         prompt = turn.prompt
         turn.forwarded_at = self.now
         turn.talk.asked_at = None
+        replica = self._replicas[number]
+        if not replica.is_up:
+            self._at(self.now, self._connection_refused, (turn_id, number))
+            return
         if prompt.tokens + prompt.plan.output_tokens > self._most_tokens:
             self._at(self.now, self._reject, turn_id)
             return
@@ -269,7 +276,6 @@ class Simulation:
         if record.last_replica is not None and record.last_replica != number:
             self._totals.moves += 1
         record.last_replica = turn.replica = number
-        replica = self._replicas[number]
         replica.submit(turn_id, prompt.tokens, prompt.plan.output_tokens, prompt.content, self.now)
         self._await_step(replica)
 
@@ -317,6 +323,7 @@ class Simulation:
         usage = Usage(prompt.tokens, plan.output_tokens, turn.cached_tokens)
         first_token_seconds = turn.first_token_at - turn.forwarded_at
         self._handle(events.TurnFinished(turn_id, Outcome.COMPLETED, usage, plan.output_tokens, first_token_seconds))
+        self._fleet.turn_completed(turn.replica)
         self._at(self.now + plan.tool_seconds, self._after_tool, (talk, plan))
 
     def _reject(self, turn_id: TurnId) -> None:
@@ -332,14 +339,43 @@ class Simulation:
         """The client sees an error and sends the turn again when it is told to, as agents do."""
         turn = self._turns.pop(command.turn)
         self._totals.refused_turns += 1
+        self._ask_again(turn, command.retry_after_seconds or 1.0)
+
+    def _ask_again(self, turn: _Turn, after_seconds: float) -> None:
         turn.talk.ask_again(turn.arrived_at)
         self._resending[turn.talk] = turn.arrived_at
-        self._at(self.now + (command.retry_after_seconds or 1.0), self._next_turn, turn.talk)
+        self._at(self.now + after_seconds, self._next_turn, turn.talk)
+
+    def _connection_refused(self, argument: tuple[TurnId, int]) -> None:
+        turn_id, number = argument
+        self._fleet.refuse_connection(number)
+        self._forward_failed(turn_id, "connect", sent=False)
+
+    def _forward_failed(self, turn_id: TurnId, reason: str, *, sent: bool) -> None:
+        """No byte of an answer came: the scheduler says what becomes of the turn."""
+        self._turns[turn_id].forwarded_at = None
+        self._totals.resent_turns += 1
+        self._handle(events.ForwardFailed(turn_id, reason, sent))
+
+    def _lose_turns(self, number: int, outputs: dict[TurnId, int]) -> None:
+        """A replica died. What had begun to answer is an error to its client, which asks again."""
+        for turn_id, output_tokens in outputs.items():
+            turn = self._turns[turn_id]
+            if turn.first_token_at is None:
+                self._fleet.turn_broke_off(number, is_begun=False)
+                self._forward_failed(turn_id, "disconnected", sent=True)
+                continue
+            del self._turns[turn_id]
+            self._totals.cut_turns += 1
+            self._ask_again(turn, 1.0)
+            self._handle(events.TurnFinished(turn_id, Outcome.BACKEND_DISCONNECTED, output_tokens=output_tokens))
+            self._fleet.turn_broke_off(number, is_begun=True)
 
     def _close(self) -> None:
         """Write down what is open."""
         records = self.records
         records.end_seconds, records.totals = self.now, self._counted()
+        records.replicas, records.absent = len(self._replicas), self._fleet.absent
         records.open_turns = [
             OpenTurn(turn.talk.run.index, turn.arrived_at, turn.forwarded_at, turn.first_token_at)
             for turn in self._turns.values()
