@@ -6,7 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable
 
-from thunderagent.garbage import small_collections
+from thunderagent.garbage import rare_collections, small_collections
 
 
 class Node:
@@ -91,3 +91,17 @@ def test_afterwards_the_collector_is_as_before() -> None:
     except KeyError:
         pass
     assert (gc.get_threshold(), list(gc.callbacks), gc.get_freeze_count()) == before
+
+
+def test_rare_collections_last_as_long_as_the_block_even_if_it_fails() -> None:
+    """Passes come seldom within it, and as before behind it."""
+    before = gc.get_threshold()
+    within = before
+    try:
+        with rare_collections():
+            within = gc.get_threshold()
+            raise KeyError
+    except KeyError:
+        pass
+    assert within[0] > before[0]
+    assert gc.get_threshold() == before

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "daemon": {"config", "errors", "garbage", "server", "telemetry"},
     "emulator": set(),
-    "simulator": {"core", "emulator", "errors", "registry", "trace"},
+    "simulator": {"core", "emulator", "errors", "garbage", "registry", "trace"},
     "calibration": {"emulator"},
     "cli": {
         *("calibration", "config", "core", "daemon", "emulator", "errors"),

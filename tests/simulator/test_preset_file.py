@@ -44,6 +44,7 @@ def changed(path: Path, **changes: Any) -> Path:
         ({"step_seconds": "fast"}, "timing.step_seconds cannot be 'fast'"),
         ({"step_seconds": 0.0}, "must be above 0"),
         ({"timing": 5}, "timing, an object"),
+        ({"max_num_batched_tokens": 7, "max_num_seqs": 8}, "must be at least max_num_seqs"),
     ],
 )
 def test_file_that_is_no_preset(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:

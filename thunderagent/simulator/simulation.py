@@ -19,6 +19,7 @@ from thunderagent.core.scheduler import Scheduler
 from thunderagent.core.settings import SchedulerSettings
 from thunderagent.core.usage import Outcome, Usage
 from thunderagent.emulator.timing import Preset
+from thunderagent.garbage import rare_collections
 from thunderagent.simulator.fleet import MODELS, Fleet
 from thunderagent.simulator.incidents import Incident
 from thunderagent.simulator.programs import Arrival, TurnPlan
@@ -121,6 +122,11 @@ class Simulation:
 
     def run(self) -> Records:
         """Let time pass until the horizon, or until nothing is left to happen."""
+        with rare_collections():
+            self._run()
+        return self.records
+
+    def _run(self) -> None:
         for replica in self._replicas:
             capacity = replica.engine.cache.usable_tokens
             self._handle(events.BackendAdded(replica.id, MODELS, capacity))
@@ -139,7 +145,6 @@ class Simulation:
             self.now = at
             action(argument)
         self._close()
-        return self.records
 
     # Time
 

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from thunderagent.emulator.timing import Preset
 from thunderagent.simulator.programs import Arrival, Conversation, Program, Shared, TurnPlan
@@ -32,11 +32,17 @@ class Spread:
     median: float
     p90: float
     most: float = math.inf
+    _sigma: float = field(init=False, repr=False)
+    """Of the logarithm."""
+
+    @_sigma.default
+    def _fit(self) -> float:
+        return math.log(self.p90 / self.median) / _Z90
 
     def draw(self, chance: random.Random) -> float:
         """One value."""
-        sigma = math.log(self.p90 / self.median) / _Z90
-        return min(self.most, self.median * math.exp(chance.gauss(0.0, sigma)))
+        value = self.median * math.exp(chance.gauss(0.0, self._sigma))
+        return value if value < self.most else self.most
 
     def tokens(self, chance: random.Random) -> int:
         """One whole value, at least 1."""
