@@ -100,8 +100,8 @@ def test_curves_are_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
 
 def test_replicas_that_die_and_join_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     """In the heading, the figures and the JSON."""
-    machines = ("--replicas", "2", "--sessions", "24", "--policy", "affinity")
-    arguments = (*SMALL, *machines, "--fail", "0@40-70", "--fail", "1@90", "--add", "2@60")
+    incidents = ("--fail", "0@41-70", "--fail", "1@90", "--add", "2@60")
+    arguments = (*SMALL, "--replicas", "2", "--sessions", "28", *incidents)
     _, out, _ = run(capsys, *arguments)
     assert "replica 0 dead from 41 to 70 s, replica 1 dead from 90 s on, 2 more at 60 s; 120 s" in out
     assert re.search(r"^turns cut off, asked again +[1-9]", out, flags=re.MULTILINE)
