@@ -115,6 +115,15 @@ def test_replicas_that_die_and_join_are_told(capsys: pytest.CaptureFixture[str])
     assert len(told["per_replica_turns"]) == 4
 
 
+def test_clients_that_vanish_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the heading, the figures and the JSON."""
+    _, out, _ = run(capsys, *SMALL, "--vanish", "0.5")
+    assert "50 % of clients vanish; 120 s" in out
+    assert re.search(r"^clients vanished +[1-9]", out, flags=re.MULTILINE)
+    (told,) = json.loads(run(capsys, *SMALL, "--vanish", "0.5", "--json", "-")[1])
+    assert told["vanish_ratio"] == 0.5
+
+
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown preset": (("--preset", "tpu"), "unknown preset 'tpu'; there are small-gpu, cpu-tiny,"),
     "preset of no file": (("--preset", "none/at.json"), "none/at.json: No such file or directory"),

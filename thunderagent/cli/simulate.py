@@ -67,6 +67,7 @@ _ROWS_IF_ANY: tuple[Row, ...] = (
     ("forced in", lambda figures: figures.forced),
     ("expired", lambda figures: figures.expired),
     ("refused turns", lambda figures: figures.refused),
+    ("clients vanished", lambda figures: figures.programs_vanished),
     ("turns cut off, asked again", lambda figures: figures.cut),
     ("turns sent elsewhere", lambda figures: figures.resent),
     ("decisions rejected", lambda figures: figures.rejected_decisions),
@@ -102,6 +103,9 @@ _ROWS_IF_ANY: tuple[Row, ...] = (
 @click.option("--sweep", metavar="WHAT=VALUE,...", help=f"One table per value; WHAT: {', '.join(_SWEEPS)}.")
 @click.option(
     "--release", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="Share of released programs."
+)
+@click.option(
+    "--vanish", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of clients that vanish."
 )
 @click.option(
     "--seconds", type=float, help="Simulated, warm-up included.  [default: 3600; of a trace, 4 times its length]"
@@ -198,6 +202,7 @@ def _scenario(given: dict[str, Any]) -> Scenario:
         kv_tokens=given["kv_tokens"],
         sessions=given["sessions"] or 16 * given["replicas"],
         release_ratio=given["release"],
+        vanish_ratio=given["vanish"],
         horizon_seconds=seconds,
         warmup_seconds=(0.0 if ends else seconds / 6) if warmup is None else warmup,
         seed=given["seed"],
@@ -307,6 +312,8 @@ def _heading(scenario: Scenario, seeds: int) -> str:
     pressure = "" if scenario.pressure is None else f", pressure {scenario.pressure:.2f}"
     if scenario.release_ratio < 1:
         pressure += f", {100 * scenario.release_ratio:g} % of programs released"
+    if scenario.vanish_ratio:
+        pressure += f", {100 * scenario.vanish_ratio:g} % of clients vanish"
     if scenario.incidents:
         pressure += f", {', '.join(map(_told, scenario.incidents))}"
     programs = f"{scenario.sessions} sessions" if scenario.trace is None else "recorded programs"
@@ -373,6 +380,7 @@ def _json(results: dict[Task, Figures]) -> str:
             "sessions": task.scenario.sessions,
             "pressure": task.scenario.pressure,
             "release_ratio": task.scenario.release_ratio,
+            "vanish_ratio": task.scenario.vanish_ratio,
             "horizon_seconds": task.scenario.horizon_seconds,
             "warmup_seconds": task.scenario.warmup_seconds,
             "target_seconds": task.scenario.target_seconds,

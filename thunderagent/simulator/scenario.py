@@ -19,6 +19,7 @@ from thunderagent.simulator.incidents import Incident, check_incidents
 from thunderagent.simulator.programs import Arrival
 from thunderagent.simulator.replay import programs_of
 from thunderagent.simulator.simulation import Cluster, Simulation
+from thunderagent.simulator.vanishing import with_vanishing
 from thunderagent.simulator.workloads import WORKLOADS, mean_footprint_tokens
 from thunderagent.trace import read_trace
 
@@ -74,6 +75,8 @@ class Scenario:
     """Programs at a time, all replicas together."""
     release_ratio: float = 1.0
     """Of the programs, those that are released at their end."""
+    vanish_ratio: float = 0.0
+    """Of the programs, those whose client vanishes amid them."""
     horizon_seconds: float = 3600.0
     warmup_seconds: float = 600.0
     """What happens before is not counted."""
@@ -105,6 +108,8 @@ class Scenario:
             )
         if not 0 <= self.release_ratio <= 1:
             raise ConfigError(f"the share of released programs is between 0 and 1, got {self.release_ratio:g}")
+        if not 0 <= self.vanish_ratio <= 1:
+            raise ConfigError(f"the share of clients that vanish is between 0 and 1, got {self.vanish_ratio:g}")
         check_incidents(self.incidents, self.replicas)
 
     @property
@@ -149,8 +154,10 @@ class Scenario:
     def arrivals(self) -> Sequence[Arrival]:
         """The programs, fresh. Raises TraceError."""
         if self.trace is not None:
-            return programs_of(read_trace(self.trace), release_ratio=self.release_ratio)
-        return WORKLOADS[self.workload].arrivals(self.sessions, self.seed, release_ratio=self.release_ratio)
+            arrivals = programs_of(read_trace(self.trace), release_ratio=self.release_ratio)
+        else:
+            arrivals = WORKLOADS[self.workload].arrivals(self.sessions, self.seed, release_ratio=self.release_ratio)
+        return with_vanishing(arrivals, self.vanish_ratio, self.seed)
 
 
 @lru_cache

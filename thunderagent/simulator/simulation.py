@@ -211,7 +211,9 @@ class Simulation:
             self._left -= 1
             return
         index = len(self.records.programs)
-        self.records.programs.append(ProgramRecord(session.session, self.now, program.group, program.is_one_off))
+        record = ProgramRecord(session.session, self.now, program.group, program.is_one_off)
+        record.is_abandoned = program.is_abandoned
+        self.records.programs.append(record)
         run = Run(session, index, program, None if program.is_one_off else ProgramId(f"program-{index}"))
         self._next_turn(Talk(run, program.conversation, "main"))
 
@@ -243,7 +245,7 @@ class Simulation:
         if run.talks:
             return
         self.records.programs[run.index].ended_at = self.now
-        if run.id is not None and next(run.session.releases):
+        if run.id is not None and next(run.session.releases) and not run.program.is_abandoned:
             self._handle(events.ProgramReleased(run.id))
         self._begin_program(run.session)
 
