@@ -124,6 +124,21 @@ def test_clients_that_vanish_are_told(capsys: pytest.CaptureFixture[str]) -> Non
     assert told["vanish_ratio"] == 0.5
 
 
+def test_perturbations_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that are other than ever in the heading, all of them in the JSON."""
+    arguments = (*SMALL, "--perturb", "capacity=-0.1", "--perturb", "metrics=off", "--perturb", "burst=2")
+    assert ", perturbed: capacity=-0.1, metrics=off, burst=2; 120 s" in run(capsys, *arguments)[1]
+    (told,) = json.loads(run(capsys, *arguments, "--json", "-")[1])
+    assert told["perturbation"] == {
+        "estimate": 0.15,
+        "capacity": -0.1,
+        "metrics_delay_seconds": 0.0,
+        "has_metrics": False,
+        "burst_programs": 2,
+        "tools": None,
+    }
+
+
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown preset": (("--preset", "tpu"), "unknown preset 'tpu'; there are small-gpu, cpu-tiny,"),
     "preset of no file": (("--preset", "none/at.json"), "none/at.json: No such file or directory"),
@@ -145,6 +160,9 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "failure of no replica": (("--fail", "1@60"), "failure 1@60: there are replicas 0 to 0 then"),
     "addition of no form": (("--add", "2"), "--add 2: give N@SECONDS"),
     "addition of nobody": (("--add", "0@60"), "at least 1 replica joins"),
+    "unknown perturbation": (("--perturb", "weather=1"), "NAME one of estimate, capacity"),
+    "perturbation of no number": (("--perturb", "tools=slow"), "--perturb tools=slow: 'slow' is not a factor"),
+    "perturbation too large": (("--perturb", "estimate=2"), "estimate is at least 0 and below 1, got 2"),
     "no trace": (("--trace", "none.jsonl"), "none.jsonl: No such file or directory"),
     "no such picture": (
         ("--seconds", "20", "--warmup", "1", "--plot", "curves.gif"),

@@ -20,6 +20,7 @@ from thunderagent.emulator.timing import PRESETS
 from thunderagent.errors import ConfigError
 from thunderagent.simulator.figures import Figures
 from thunderagent.simulator.incidents import Addition, Failure, Incident, parse_addition, parse_failure
+from thunderagent.simulator.perturbation import changed_of, parse_perturbation
 from thunderagent.simulator.report import Series, check_outputs, write_html, write_plot
 from thunderagent.simulator.scenario import Arm, Scenario, parse_arm
 from thunderagent.simulator.study import Task, estimate, paired_ratio, run_all, tasks_of
@@ -129,6 +130,12 @@ _ROWS_IF_ANY: tuple[Row, ...] = (
     help="A replica, counted from 0, dies then, and is back without its cache at the second time; repeatable.",
 )
 @click.option("--add", multiple=True, metavar="N@SECONDS", help="N replicas more join then; repeatable.")
+@click.option(
+    "--perturb",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="What the policy does not see; NAME: estimate, capacity, metrics-delay, metrics, burst, tools; repeatable.",
+)
 @click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one per core]")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the curves: PATH.png, .svg or .pdf.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write curves and tables as one page.")
@@ -210,6 +217,7 @@ def _scenario(given: dict[str, Any]) -> Scenario:
         max_hold_seconds=given["max_hold_seconds"],
         on_hold_limit=None if limit is None else OnHoldLimit(limit),
         incidents=(*map(parse_failure, given["fail"]), *map(parse_addition, given["add"])),
+        perturbation=parse_perturbation(given["perturb"]),
     )
     return scenario if given["pressure"] is None else scenario.at_pressure(given["pressure"])
 
@@ -314,6 +322,9 @@ def _heading(scenario: Scenario, seeds: int) -> str:
         pressure += f", {100 * scenario.release_ratio:g} % of programs released"
     if scenario.vanish_ratio:
         pressure += f", {100 * scenario.vanish_ratio:g} % of clients vanish"
+    perturbed = changed_of(scenario.perturbation)
+    if perturbed:
+        pressure += f", perturbed: {', '.join(perturbed)}"
     if scenario.incidents:
         pressure += f", {', '.join(map(_told, scenario.incidents))}"
     programs = f"{scenario.sessions} sessions" if scenario.trace is None else "recorded programs"
@@ -385,6 +396,7 @@ def _json(results: dict[Task, Figures]) -> str:
             "warmup_seconds": task.scenario.warmup_seconds,
             "target_seconds": task.scenario.target_seconds,
             "max_hold_seconds": task.scenario.max_hold_seconds,
+            "perturbation": attrs.asdict(task.scenario.perturbation),
             "incidents": [attrs.asdict(incident) for incident in task.scenario.incidents],
             "seed": task.scenario.seed,
             **figures.as_dict(),
