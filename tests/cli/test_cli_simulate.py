@@ -100,8 +100,8 @@ def test_curves_are_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
 
 def test_replicas_that_die_and_join_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     """In the heading, the figures and the JSON."""
-    machines = ("--replicas", "2", "--sessions", "24", "--policy", "affinity")
-    arguments = (*SMALL, *machines, "--fail", "0@40-70", "--fail", "1@90", "--add", "2@60")
+    incidents = ("--fail", "0@41-70", "--fail", "1@90", "--add", "2@60")
+    arguments = (*SMALL, "--replicas", "2", "--sessions", "28", *incidents)
     _, out, _ = run(capsys, *arguments)
     assert "replica 0 dead from 40 to 70 s, replica 1 dead from 90 s on, 2 more at 60 s; 120 s" in out
     assert re.search(r"^turns cut off, asked again +[1-9]", out, flags=re.MULTILINE)
@@ -113,6 +113,30 @@ def test_replicas_that_die_and_join_are_told(capsys: pytest.CaptureFixture[str])
         {"replicas": 2, "at": 60.0},
     ]
     assert len(told["per_replica_turns"]) == 4
+
+
+def test_clients_that_vanish_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the heading, the figures and the JSON."""
+    _, out, _ = run(capsys, *SMALL, "--vanish", "0.5")
+    assert "50 % of clients vanish; 120 s" in out
+    assert re.search(r"^clients vanished +[1-9]", out, flags=re.MULTILINE)
+    (told,) = json.loads(run(capsys, *SMALL, "--vanish", "0.5", "--json", "-")[1])
+    assert told["vanish_ratio"] == 0.5
+
+
+def test_perturbations_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that are other than ever in the heading, all of them in the JSON."""
+    arguments = (*SMALL, "--perturb", "capacity=-0.1", "--perturb", "metrics=off", "--perturb", "burst=2")
+    assert ", perturbed: capacity=-0.1, metrics=off, burst=2; 120 s" in run(capsys, *arguments)[1]
+    (told,) = json.loads(run(capsys, *arguments, "--json", "-")[1])
+    assert told["perturbation"] == {
+        "estimate": 0.15,
+        "capacity": -0.1,
+        "metrics_delay_seconds": 0.0,
+        "has_metrics": False,
+        "burst_programs": 2,
+        "tools": None,
+    }
 
 
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
@@ -136,6 +160,9 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "failure of no replica": (("--fail", "1@60"), "failure 1@60: there are replicas 0 to 0 then"),
     "addition of no form": (("--add", "2"), "--add 2: give N@SECONDS"),
     "addition of nobody": (("--add", "0@60"), "at least 1 replica joins"),
+    "unknown perturbation": (("--perturb", "weather=1"), "NAME one of estimate, capacity"),
+    "perturbation of no number": (("--perturb", "tools=slow"), "--perturb tools=slow: 'slow' is not a factor"),
+    "perturbation too large": (("--perturb", "estimate=2"), "estimate is at least 0 and below 1, got 2"),
     "no trace": (("--trace", "none.jsonl"), "none.jsonl: No such file or directory"),
     "no such picture": (
         ("--seconds", "20", "--warmup", "1", "--plot", "curves.gif"),

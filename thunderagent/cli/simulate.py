@@ -20,6 +20,7 @@ from thunderagent.emulator.timing import PRESETS
 from thunderagent.errors import ConfigError
 from thunderagent.simulator.figures import Figures
 from thunderagent.simulator.incidents import Addition, Failure, Incident, parse_addition, parse_failure
+from thunderagent.simulator.perturbation import changed_of, parse_perturbation
 from thunderagent.simulator.report import Series, check_outputs, write_html, write_plot
 from thunderagent.simulator.scenario import Arm, Scenario, parse_arm
 from thunderagent.simulator.study import Task, estimate, paired_ratio, run_all, tasks_of
@@ -67,6 +68,7 @@ _ROWS_IF_ANY: tuple[Row, ...] = (
     ("forced in", lambda figures: figures.forced),
     ("expired", lambda figures: figures.expired),
     ("refused turns", lambda figures: figures.refused),
+    ("clients vanished", lambda figures: figures.programs_vanished),
     ("turns cut off, asked again", lambda figures: figures.cut),
     ("turns sent elsewhere", lambda figures: figures.resent),
     ("decisions rejected", lambda figures: figures.rejected_decisions),
@@ -104,6 +106,9 @@ _ROWS_IF_ANY: tuple[Row, ...] = (
     "--release", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="Share of released programs."
 )
 @click.option(
+    "--vanish", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of clients that vanish."
+)
+@click.option(
     "--seconds", type=float, help="Simulated, warm-up included.  [default: 3600; of a trace, 4 times its length]"
 )
 @click.option(
@@ -125,6 +130,12 @@ _ROWS_IF_ANY: tuple[Row, ...] = (
     help="A replica, counted from 0, dies then, and is back without its cache at the second time; repeatable.",
 )
 @click.option("--add", multiple=True, metavar="N@SECONDS", help="N replicas more join then; repeatable.")
+@click.option(
+    "--perturb",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="What the policy does not see; NAME: estimate, capacity, metrics-delay, metrics, burst, tools; repeatable.",
+)
 @click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one per core]")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the curves: PATH.png, .svg or .pdf.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write curves and tables as one page.")
@@ -198,6 +209,7 @@ def _scenario(given: dict[str, Any]) -> Scenario:
         kv_tokens=given["kv_tokens"],
         sessions=given["sessions"] or 16 * given["replicas"],
         release_ratio=given["release"],
+        vanish_ratio=given["vanish"],
         horizon_seconds=seconds,
         warmup_seconds=(0.0 if ends else seconds / 6) if warmup is None else warmup,
         seed=given["seed"],
@@ -205,6 +217,7 @@ def _scenario(given: dict[str, Any]) -> Scenario:
         max_hold_seconds=given["max_hold_seconds"],
         on_hold_limit=None if limit is None else OnHoldLimit(limit),
         incidents=(*map(parse_failure, given["fail"]), *map(parse_addition, given["add"])),
+        perturbation=parse_perturbation(given["perturb"]),
     )
     return scenario if given["pressure"] is None else scenario.at_pressure(given["pressure"])
 
@@ -307,6 +320,11 @@ def _heading(scenario: Scenario, seeds: int) -> str:
     pressure = "" if scenario.pressure is None else f", pressure {scenario.pressure:.2f}"
     if scenario.release_ratio < 1:
         pressure += f", {100 * scenario.release_ratio:g} % of programs released"
+    if scenario.vanish_ratio:
+        pressure += f", {100 * scenario.vanish_ratio:g} % of clients vanish"
+    perturbed = changed_of(scenario.perturbation)
+    if perturbed:
+        pressure += f", perturbed: {', '.join(perturbed)}"
     if scenario.incidents:
         pressure += f", {', '.join(map(_told, scenario.incidents))}"
     programs = f"{scenario.sessions} sessions" if scenario.trace is None else "recorded programs"
@@ -373,10 +391,12 @@ def _json(results: dict[Task, Figures]) -> str:
             "sessions": task.scenario.sessions,
             "pressure": task.scenario.pressure,
             "release_ratio": task.scenario.release_ratio,
+            "vanish_ratio": task.scenario.vanish_ratio,
             "horizon_seconds": task.scenario.horizon_seconds,
             "warmup_seconds": task.scenario.warmup_seconds,
             "target_seconds": task.scenario.target_seconds,
             "max_hold_seconds": task.scenario.max_hold_seconds,
+            "perturbation": attrs.asdict(task.scenario.perturbation),
             "incidents": [attrs.asdict(incident) for incident in task.scenario.incidents],
             "seed": task.scenario.seed,
             **figures.as_dict(),

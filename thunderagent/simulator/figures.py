@@ -91,8 +91,11 @@ class Figures:
     what they took, open turns included."""
     jain_of_progress: float
     mean_program_seconds: float
-    """From first arrival to end, of the programs that ended."""
+    """From first arrival to end, of the programs that ended and whose client did not vanish."""
     programs_ended: int
+    """Those without the vanished."""
+    programs_vanished: int
+    """Programs whose client vanished."""
     programs_open: int
     """Programs that had begun and not ended."""
     makespan_seconds: float | None
@@ -154,6 +157,12 @@ def figures_of(
         and program.ended_at >= warmup_seconds
         and not program.is_one_off
         and not program.is_given_up
+        and not program.is_abandoned
+    ]
+    vanished = [
+        program
+        for program in records.programs
+        if program.is_abandoned and program.ended_at is not None and program.ended_at >= warmup_seconds
     ]
     idle = [share for at, share in records.idle_kv if at >= warmup_seconds]
     replicas = [0] * records.replicas
@@ -184,6 +193,7 @@ def figures_of(
         jain_of_progress=jain_index(progress),
         mean_program_seconds=math.fsum(ended) / len(ended) if ended else 0.0,
         programs_ended=len(ended),
+        programs_vanished=len(vanished),
         programs_open=sum(1 for program in records.programs if program.ended_at is None),
         makespan_seconds=_makespan(records),
         group_seconds=Quantiles.of(_group_seconds(records)),

@@ -12,6 +12,7 @@ from thunderagent.core.ids import BackendId, TurnId
 from thunderagent.core.scheduler import Scheduler
 from thunderagent.emulator.leaping import LeapingEngine
 from thunderagent.simulator.incidents import Addition, Failure, Incident, in_order
+from thunderagent.simulator.perturbation import Perturbation
 from thunderagent.simulator.replica import Replica
 from thunderagent.simulator.watch import FAILED_LOOK_SECONDS, Watch
 
@@ -34,6 +35,7 @@ class Fleet:
     handle: Callable[[events.Event], None]
     lose: Callable[[int, dict[TurnId, int]], None]
     """Called with a replica that died and the turns that ran there, with the tokens of their answers so far."""
+    perturbation: Perturbation = field(factory=Perturbation)
     replicas: list[Replica] = field(factory=list)
     index: dict[BackendId, int] = field(factory=dict)
     absent: list[tuple[float, float]] = field(factory=list)
@@ -48,6 +50,10 @@ class Fleet:
         self.index[replica.id] = number
         self._watches.append(Watch())
         return replica
+
+    def told_capacity(self, replica: Replica) -> int:
+        """KV tokens that the router believes the replica to have."""
+        return self.perturbation.told_capacity(replica.engine.cache.usable_tokens)
 
     def plan(self, incidents: tuple[Incident, ...]) -> None:
         """Have them happen in their time."""
@@ -83,8 +89,10 @@ class Fleet:
     def _join(self, replicas: int) -> None:
         for _ in range(replicas):
             self.absent.append((0.0, self.now()))
-            self.handle(events.BackendAdded(self.grow().id))
-            self._look(len(self.replicas) - 1, is_first=True)
+            replica = self.grow()
+            self.handle(events.BackendAdded(replica.id))
+            self.handle(events.BackendObserved(replica.id, MODELS, self.told_capacity(replica)))
+            self._look(len(self.replicas) - 1)
 
     def _die(self, failure: Failure) -> None:
         replica, until = self.replicas[failure.replica], failure.until
@@ -107,21 +115,27 @@ class Fleet:
         self._watches[number].is_look_due = False
         self._look(number)
 
-    def _look(self, number: int, *, is_first: bool = False) -> None:
+    def _observe(self, replica: Replica) -> None:
+        """What metrics say. The engines' number of KV tokens never changes: it is told once."""
+        engine, perturbation = replica.engine, self.perturbation
+        if not perturbation.has_metrics:
+            return
+        seen = events.BackendObserved(
+            replica.id,
+            kv_usage_ratio=engine.cache.usage_ratio,
+            requests_running=engine.running,
+            requests_waiting=engine.waiting,
+        )
+        if perturbation.metrics_delay_seconds:
+            self.at(self.now() + perturbation.metrics_delay_seconds, self.handle, seen)
+        else:
+            self.handle(seen)
+
+    def _look(self, number: int) -> None:
         """What health page and metrics say, as the daemon reads them."""
         replica, watch = self.replicas[number], self._watches[number]
         if replica.is_up:
-            engine = replica.engine
-            self.handle(
-                events.BackendObserved(
-                    replica.id,
-                    MODELS if is_first else None,
-                    engine.cache.usable_tokens if is_first else None,
-                    engine.cache.usage_ratio,
-                    engine.running,
-                    engine.waiting,
-                )
-            )
+            self._observe(replica)
         self._tell(number, watch.look(replica.is_up, self.now()))
         if watch.is_failing and not watch.is_look_due:
             watch.is_look_due = True

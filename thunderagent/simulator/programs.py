@@ -69,6 +69,8 @@ class Program:
     group: str | None = None
     is_one_off: bool = False
     """A single request without a program id, as from a chat client."""
+    is_abandoned: bool = False
+    """Its client vanishes with its last answer: it is never released."""
 
 
 @frozen

@@ -28,6 +28,8 @@ class ProgramRecord:
     ended_at: float | None = None
     is_given_up: bool = False
     """The engine refused a turn as too long."""
+    is_abandoned: bool = False
+    """Its client vanished."""
     last_replica: int | None = None
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
+from statistics import median
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
 from thunderagent.emulator.timing import PRESETS, Preset
@@ -16,13 +18,18 @@ from thunderagent.errors import ConfigError
 from thunderagent.registry import make_policy
 from thunderagent.simulator.figures import Figures, figures_of
 from thunderagent.simulator.incidents import Incident, check_incidents
+from thunderagent.simulator.perturbation import Perturbation
 from thunderagent.simulator.programs import Arrival
+from thunderagent.simulator.rare_tools import with_rare_tools
 from thunderagent.simulator.replay import programs_of
 from thunderagent.simulator.simulation import Cluster, Simulation
-from thunderagent.simulator.workloads import WORKLOADS, mean_footprint_tokens
+from thunderagent.simulator.vanishing import with_vanishing
+from thunderagent.simulator.workloads import WORKLOADS, Workload, mean_footprint_tokens
 from thunderagent.trace import read_trace
 
 _LEAST_KV_TOKENS = 1_024
+_FIRST_OF_BURST = 1_000_000_000
+"""Its sessions are numbered on from here: no workload has as many."""
 
 __all__ = ["Arm", "Scenario", "parse_arm", "run"]
 
@@ -74,6 +81,8 @@ class Scenario:
     """Programs at a time, all replicas together."""
     release_ratio: float = 1.0
     """Of the programs, those that are released at their end."""
+    vanish_ratio: float = 0.0
+    """Of the programs, those whose client vanishes amid them."""
     horizon_seconds: float = 3600.0
     warmup_seconds: float = 600.0
     """What happens before is not counted."""
@@ -85,6 +94,7 @@ class Scenario:
     program_ttl_seconds: float = 3600.0
     incidents: tuple[Incident, ...] = ()
     """Replicas that die, come back and join."""
+    perturbation: Perturbation = field(factory=Perturbation)
 
     def __attrs_post_init__(self) -> None:
         if self.trace is None and self.workload not in WORKLOADS:
@@ -105,6 +115,10 @@ class Scenario:
             )
         if not 0 <= self.release_ratio <= 1:
             raise ConfigError(f"the share of released programs is between 0 and 1, got {self.release_ratio:g}")
+        if not 0 <= self.vanish_ratio <= 1:
+            raise ConfigError(f"the share of clients that vanish is between 0 and 1, got {self.vanish_ratio:g}")
+        if self.trace is not None and self.perturbation.burst_programs:
+            raise ConfigError("perturbation burst: a trace has its own programs")
         check_incidents(self.incidents, self.replicas)
 
     @property
@@ -148,9 +162,32 @@ class Scenario:
 
     def arrivals(self) -> Sequence[Arrival]:
         """The programs, fresh. Raises TraceError."""
+        factor = self.perturbation.tools
         if self.trace is not None:
-            return programs_of(read_trace(self.trace), release_ratio=self.release_ratio)
-        return WORKLOADS[self.workload].arrivals(self.sessions, self.seed, release_ratio=self.release_ratio)
+            turns = list(read_trace(self.trace))
+            arrivals = programs_of(turns, release_ratio=self.release_ratio)
+            # Without a program a turn is one-off, and no tool follows it.
+            gaps = [turn.tool_seconds for turn in turns if turn.program is not None and turn.tool_seconds]
+            tool_seconds = median(gaps) if gaps else 0.0
+        else:
+            workload = WORKLOADS[self.workload]
+            arrivals = [
+                *workload.arrivals(self.sessions, self.seed, release_ratio=self.release_ratio),
+                *self._burst(workload),
+            ]
+            tool_seconds = workload.median_tool_seconds
+        if factor is not None:
+            arrivals = with_rare_tools(arrivals, factor * tool_seconds, self.seed)
+        return with_vanishing(arrivals, self.vanish_ratio, self.seed)
+
+    def _burst(self, workload: Workload) -> Iterator[Arrival]:
+        at = self.horizon_seconds / 2
+        for number in range(self.perturbation.burst_programs):
+            chance = random.Random(f"{workload.name} {self.seed} burst {number}")
+            program = workload.program(chance)
+            yield Arrival(
+                at, _FIRST_OF_BURST + number, iter((program,)), repeat(chance.random() < self.release_ratio)
+            )
 
 
 @lru_cache
@@ -183,6 +220,7 @@ def run(scenario: Scenario, arm: Arm, on_time: Callable[[float], None] = lambda 
         scenario.warmup_seconds,
         on_time=on_time,
         incidents=scenario.incidents,
+        perturbation=scenario.perturbation,
     )
     records = simulation.run()
     if records.end_seconds <= scenario.warmup_seconds:

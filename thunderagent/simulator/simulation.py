@@ -22,6 +22,7 @@ from thunderagent.emulator.timing import Preset
 from thunderagent.garbage import rare_collections
 from thunderagent.simulator.fleet import MODELS, Fleet
 from thunderagent.simulator.incidents import Incident
+from thunderagent.simulator.perturbation import Perturbation
 from thunderagent.simulator.programs import Arrival, TurnPlan
 from thunderagent.simulator.records import OpenTurn, ProgramRecord, Records, Totals
 from thunderagent.simulator.replica import Replica, new_engine
@@ -76,6 +77,8 @@ class Simulation:
     """How often it hears from the backends' metrics."""
     incidents: tuple[Incident, ...] = ()
     """Replicas that die, come back and join."""
+    perturbation: Perturbation = field(factory=Perturbation)
+    """Of estimates, capacity and metrics; what it changes of the programs is in ``arrivals``."""
     on_time: Callable[[float], None] = lambda _: None
     """Called now and then with the clock's reading."""
     records: Records = field(init=False)
@@ -113,6 +116,7 @@ class Simulation:
             self._at,
             self._handle,
             self._lose_turns,
+            self.perturbation,
         )
         self._replicas, self._index = fleet.replicas, fleet.index
         for _ in range(self.cluster.replicas):
@@ -128,7 +132,7 @@ class Simulation:
 
     def _run(self) -> None:
         for replica in self._replicas:
-            capacity = replica.engine.cache.usable_tokens
+            capacity = self._fleet.told_capacity(replica)
             self._handle(events.BackendAdded(replica.id, MODELS, capacity))
         self._fleet.plan(self.incidents)
         for arrival in self.arrivals:
@@ -186,8 +190,9 @@ class Simulation:
         for replica in self._replicas:
             if replica.is_up:
                 backend = self._scheduler.cluster.backend_by_id[replica.id]
-                idle += min(backend.acting_tokens, backend.spare_tokens or 0)
-                capacity += replica.engine.cache.usable_tokens
+                usable = replica.engine.cache.usable_tokens
+                idle += min(backend.acting_tokens, max(0, usable - backend.running_tokens))
+                capacity += usable
         if capacity:
             self.records.idle_kv.append((self.now, idle / capacity))
         self.on_time(self.now)
@@ -215,7 +220,9 @@ class Simulation:
             self._left -= 1
             return
         index = len(self.records.programs)
-        self.records.programs.append(ProgramRecord(session.session, self.now, program.group, program.is_one_off))
+        record = ProgramRecord(session.session, self.now, program.group, program.is_one_off)
+        record.is_abandoned = program.is_abandoned
+        self.records.programs.append(record)
         run = Run(session, index, program, None if program.is_one_off else ProgramId(f"program-{index}"))
         self._next_turn(Talk(run, program.conversation, "main"))
 
@@ -233,9 +240,14 @@ class Simulation:
         prefixes = tuple(
             events.Prefix(PrefixKey(part.name), part.tokens * _BYTES_PER_TOKEN) for part in prompt.shared
         )
-        own_bytes = round((prompt.tokens - prompt.shared_tokens) * _bytes_per_token(talk.run.index))
+        own_bytes = round((prompt.tokens - prompt.shared_tokens) * self._bytes_per_token(talk.run.index))
         body_bytes = prompt.shared_tokens * _BYTES_PER_TOKEN + own_bytes
         self._handle(events.TurnArrived(turn_id, talk.run.id, prompt.branch, "model", body_bytes, prefixes))
+
+    def _bytes_per_token(self, index: int) -> float:
+        """Of a program's texts: spread evenly over programs, so that estimates are off."""
+        off = self.perturbation.estimate
+        return _BYTES_PER_TOKEN * (1.0 - off + 2.0 * off * (index * 0.6180339887 % 1.0))
 
     def _end_conversation(self, talk: Talk) -> None:
         run, parent = talk.run, talk.parent
@@ -247,7 +259,7 @@ class Simulation:
         if run.talks:
             return
         self.records.programs[run.index].ended_at = self.now
-        if run.id is not None and next(run.session.releases):
+        if run.id is not None and next(run.session.releases) and not run.program.is_abandoned:
             self._handle(events.ProgramReleased(run.id))
         self._begin_program(run.session)
 
@@ -388,8 +400,3 @@ class Simulation:
         records.open_turns += [
             OpenTurn(talk.run.index, asked_at, None, None) for talk, asked_at in self._resending.items()
         ]
-
-
-def _bytes_per_token(index: int) -> float:
-    """Of a program's texts: from 3.4 to 4.6, spread evenly over programs, so that estimates are off as they are."""
-    return _BYTES_PER_TOKEN * (0.85 + 0.3 * (index * 0.6180339887 % 1.0))

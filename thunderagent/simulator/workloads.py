@@ -64,6 +64,11 @@ class Workload(ABC):
     stagger_seconds: ClassVar[float] = 60.0
     """All sessions begin within this."""
 
+    @property
+    @abstractmethod
+    def median_tool_seconds(self) -> float:
+        """From an answer to the next turn."""
+
     @abstractmethod
     def program(self, chance: random.Random) -> Program:
         """One program from its beginning."""
@@ -130,6 +135,10 @@ class SweAgent(Workload):
     observation = Spread(240, 900, 4_000)
     tool = Spread(1.0, 6.0, 120.0)
 
+    @property
+    def median_tool_seconds(self) -> float:
+        return self.tool.median
+
     def program(self, chance: random.Random) -> Program:
         return Program(self._conversation(chance, chance.randint(37, 56)))
 
@@ -169,6 +178,10 @@ class CodingLong(Workload):
     gap = Spread(0.3, 10.0, 10.0)
     turns = Spread(31, 66, 110)
     compact_at_tokens, kept_tokens = 180_000, 40_000
+
+    @property
+    def median_tool_seconds(self) -> float:
+        return self.gap.median
 
     def program(self, chance: random.Random) -> Program:
         turns = []

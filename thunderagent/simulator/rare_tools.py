@@ -1,0 +1,43 @@
+"""Tools that now and then take much longer than they do."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+from attrs import evolve
+
+from thunderagent.simulator.programs import Arrival, Conversation, Program
+
+__all__ = ["with_rare_tools"]
+
+_SHARE = 0.01
+
+
+def with_rare_tools(arrivals: Sequence[Arrival], seconds: float, seed: int) -> Sequence[Arrival]:
+    """The same sessions, in which one tool call of a hundred, drawn from the seed, takes ``seconds``. What passes
+    after one-off turns is no tool."""
+    return [
+        evolve(
+            arrival, programs=_programs(arrival.programs, seconds, random.Random(f"tools {seed} {arrival.session}"))
+        )
+        for arrival in arrivals
+    ]
+
+
+def _programs(programs: Iterator[Program], seconds: float, chance: random.Random) -> Iterator[Program]:
+    for program in programs:
+        if program.is_one_off:
+            yield program
+        else:
+            yield evolve(program, conversation=_conversation(program.conversation, seconds, chance))
+
+
+def _conversation(conversation: Conversation, seconds: float, chance: random.Random) -> Conversation:
+    turns = []
+    for turn in conversation.turns:
+        is_rare = chance.random() < _SHARE
+        sub_agents = tuple(_conversation(child, seconds, chance) for child in turn.sub_agents)
+        tool_seconds = seconds if is_rare else turn.tool_seconds
+        turns.append(evolve(turn, tool_seconds=tool_seconds, sub_agents=sub_agents))
+    return evolve(conversation, turns=tuple(turns))

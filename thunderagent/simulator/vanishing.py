@@ -1,0 +1,39 @@
+"""Clients that vanish: some programs stop after one of their turns, and nobody says so."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+
+from attrs import evolve
+
+from thunderagent.simulator.programs import Arrival, Program
+
+__all__ = ["with_vanishing"]
+
+
+def with_vanishing(arrivals: Sequence[Arrival], ratio: float, seed: int) -> Sequence[Arrival]:
+    """The same sessions, of whose programs ``ratio`` (0 to 1) end after a turn drawn from the seed. One-off turns are
+    over with their answer as it is."""
+    if not ratio:
+        return arrivals
+    return [
+        evolve(
+            arrival, programs=_programs(arrival.programs, ratio, random.Random(f"vanish {seed} {arrival.session}"))
+        )
+        for arrival in arrivals
+    ]
+
+
+def _programs(programs: Iterable[Program], ratio: float, chance: random.Random) -> Iterator[Program]:
+    for program in programs:
+        vanishes = chance.random() < ratio
+        turns = program.conversation.turns
+        last = chance.randrange(len(turns))
+        if not vanishes or program.is_one_off:
+            yield program
+            continue
+        end = evolve(turns[last], tool_seconds=0.0, after_seconds=0.0, sub_agents=())
+        yield evolve(
+            program, conversation=evolve(program.conversation, turns=(*turns[:last], end)), is_abandoned=True
+        )
