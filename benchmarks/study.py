@@ -34,7 +34,10 @@ ARMS = {
     "reserve 0.2": "pause-resume:growth_reserve=0.2",
     "first-come": "pause-resume:resume_order=first-come",
     "quantum 20": "pause-resume:quantum_turns=20",
+    "lease 30 s": "pause-resume:idle_lease_seconds=30",
+    "rotation 8 %": "pause-resume:rotation_share=0.08",
     "resident": "pause-resume:resume_on=resident",
+    "roomiest": "pause-resume:resume_on=roomiest",
 }
 """What they are called in tables, and what they are."""
 
@@ -47,7 +50,6 @@ MORE_ARMS = {
     "first-come, last out": "pause-resume:resume_order=first-come,pause_order=last-come",
     "quantum 10": "pause-resume:quantum_turns=10",
     "quantum 60 s": "pause-resume:quantum_seconds=60",
-    "roomiest": "pause-resume:resume_on=roomiest",
     "tightest": "pause-resume:resume_on=tightest",
     "origin": "pause-resume:resume_on=origin",
     "largest out": "pause-resume:pause_order=largest",
@@ -62,6 +64,9 @@ MORE_ARMS = {
 _ON_REPLICAS = frozenset({"round-robin", "resident", "roomiest", "tightest", "origin"})
 """Differ from others only where there are several replicas."""
 
+_ON_ONE = frozenset({"published, decay", "reserve 0.2", "first-come", "quantum 20", "rotation 8 %"})
+"""Of which ``make study`` looks at one replica only."""
+
 
 @frozen
 class Grid:
@@ -73,8 +78,10 @@ class Grid:
     """(pressure, share of programs that are released)."""
     seeds: int
     workloads: tuple[str, ...] = tuple(WORKLOADS)
-    horizon_seconds: float = 2400.0
+    horizon_seconds: float = 3600.0
     warmup_seconds: float = 600.0
+    on_one: frozenset[str] = frozenset()
+    """Arms that are left out where there are several replicas."""
     ending_horizon_seconds: float = 6 * 3600.0
     """For workloads that end by themselves, which have no warm-up."""
 
@@ -84,7 +91,8 @@ class Grid:
             for replicas in self.replicas:
                 for pressure, release_ratio in self.loads:
                     scenario = self._scenario(workload, replicas, pressure, release_ratio)
-                    names = [name for name in self.arms if replicas > 1 or name not in _ON_REPLICAS]
+                    left_out = _ON_REPLICAS if replicas == 1 else self.on_one
+                    names = [name for name in self.arms if name not in left_out]
                     tasks = {name: self._tasks(scenario, parse_arm(self.arms[name])) for name in names}
                     yield Cell(workload, replicas, pressure, release_ratio, tasks)
 
@@ -102,7 +110,15 @@ class Grid:
         return tuple(Task(evolve(scenario, seed=seed), arm) for seed in range(self.seeds))
 
 
-STUDY = Grid(ARMS, (1, 4), ((0.5, 1.0), (1.2, 1.0), (2.0, 1.0), (4.0, 1.0), (1.2, 0.0), (4.0, 0.0)), 3)
+STUDY = Grid(
+    ARMS,
+    (1, 4),
+    ((0.5, 1.0), (1.2, 1.0), (2.4, 1.0), (4.0, 1.0), (2.4, 0.0)),
+    3,
+    horizon_seconds=1500.0,
+    warmup_seconds=300.0,
+    on_one=_ON_ONE,
+)
 FULL = Grid(
     {**ARMS, **MORE_ARMS},
     (1, 4, 16),

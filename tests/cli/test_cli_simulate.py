@@ -103,12 +103,12 @@ def test_replicas_that_die_and_join_are_told(capsys: pytest.CaptureFixture[str])
     incidents = ("--fail", "0@41-70", "--fail", "1@90", "--add", "2@60")
     arguments = (*SMALL, "--replicas", "2", "--sessions", "28", *incidents)
     _, out, _ = run(capsys, *arguments)
-    assert "replica 0 dead from 40 to 70 s, replica 1 dead from 90 s on, 2 more at 60 s; 120 s" in out
+    assert "replica 0 dead from 41 to 70 s, replica 1 dead from 90 s on, 2 more at 60 s; 120 s" in out
     assert re.search(r"^turns cut off, asked again +[1-9]", out, flags=re.MULTILINE)
     assert re.search(r"^turns sent elsewhere +[1-9]", out, flags=re.MULTILINE)
     (told,) = json.loads(run(capsys, *arguments, "--json", "-")[1])
     assert told["incidents"] == [
-        {"replica": 0, "at": 40.0, "until": 70.0},
+        {"replica": 0, "at": 41.0, "until": 70.0},
         {"replica": 1, "at": 90.0, "until": None},
         {"replicas": 2, "at": 60.0},
     ]
