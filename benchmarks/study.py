@@ -37,7 +37,6 @@ ARMS = {
     "lease 30 s": "pause-resume:idle_lease_seconds=30",
     "rotation 8 %": "pause-resume:rotation_share=0.08",
     "resident": "pause-resume:resume_on=resident",
-    "roomiest": "pause-resume:resume_on=roomiest",
 }
 """What they are called in tables, and what they are."""
 
@@ -50,6 +49,7 @@ MORE_ARMS = {
     "first-come, last out": "pause-resume:resume_order=first-come,pause_order=last-come",
     "quantum 10": "pause-resume:quantum_turns=10",
     "quantum 60 s": "pause-resume:quantum_seconds=60",
+    "roomiest": "pause-resume:resume_on=roomiest",
     "tightest": "pause-resume:resume_on=tightest",
     "origin": "pause-resume:resume_on=origin",
     "largest out": "pause-resume:pause_order=largest",
@@ -80,6 +80,8 @@ class Grid:
     workloads: tuple[str, ...] = tuple(WORKLOADS)
     horizon_seconds: float = 3600.0
     warmup_seconds: float = 600.0
+    several_horizon_seconds: float = 3600.0
+    """With several replicas, which make as many turns sooner."""
     on_one: frozenset[str] = frozenset()
     """Arms that are left out where there are several replicas."""
     ending_horizon_seconds: float = 6 * 3600.0
@@ -98,11 +100,12 @@ class Grid:
 
     def _scenario(self, workload: str, replicas: int, pressure: float, release_ratio: float) -> Scenario:
         ends = WORKLOADS[workload].ends
+        horizon_seconds = self.horizon_seconds if replicas == 1 else self.several_horizon_seconds
         return Scenario(
             workload,
             replicas=replicas,
             release_ratio=release_ratio,
-            horizon_seconds=self.ending_horizon_seconds if ends else self.horizon_seconds,
+            horizon_seconds=self.ending_horizon_seconds if ends else horizon_seconds,
             warmup_seconds=0.0 if ends else self.warmup_seconds,
         ).at_pressure(pressure)
 
@@ -116,6 +119,7 @@ STUDY = Grid(
     ((0.5, 1.0), (1.2, 1.0), (2.4, 1.0), (4.0, 1.0), (2.4, 0.0)),
     3,
     horizon_seconds=1500.0,
+    several_horizon_seconds=900.0,
     warmup_seconds=300.0,
     on_one=_ON_ONE,
 )
