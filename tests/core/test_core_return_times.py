@@ -124,6 +124,17 @@ def test_conversation_that_rests_for_longer_does_not_count_beside_others() -> No
     driver.close()
 
 
+def test_many_conversations_that_ended_do_not_hide_others() -> None:
+    """Thirty sub-agents one after the other: none that rests for over 10 s counts."""
+    driver = SchedulerDriver(Keeps())
+    driver.add("A", 100_000)
+    for number in range(30):
+        driver.finish(driver.arrive("p", 500, branch=f"sub {number}", after=1.0), 500, 0)
+    driver.finish(driver.arrive("p", 1_000, after=60.0), 1_000, 0)
+    assert driver.accounted() == {"A": 1_000}
+    driver.close()
+
+
 def test_refill_is_known_once_a_streamed_prompt_was_computed() -> None:
     """10,000 tokens at 2,000 tokens/s; short prompts and answers without a first token say nothing."""
     driver = SchedulerDriver(Keeps())

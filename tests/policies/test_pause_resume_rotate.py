@@ -29,6 +29,22 @@ def test_idle_program_keeps_its_place_until_its_lease_is_over() -> None:
     driver.close()
 
 
+def test_lease_is_learned_from_when_others_came_back() -> None:
+    """Twenty tools took 2 s: a program that is idle for 5 s makes room, where 30 s would be the time to refill."""
+    driver = driver_of(10_000)
+    for _ in range(21):
+        driver.finish(driver.arrive("quick", 4_000, after=2.0), 4_000, 0)
+    driver.release("quick")
+    act(driver, ("first", 8_000))
+    turn = driver.arrive("q", 3_000)
+    driver.advance(1.0)
+    assert turn in driver.held
+    driver.advance(4.0)
+    assert turn in driver.running
+    assert driver.program("first").place is None
+    driver.close()
+
+
 def test_several_idle_programs_leave_where_one_is_not_enough() -> None:
     """4,200 are missing, and each of three brings 3,100: nobody leaves at 30 s, when the lease of the first alone is
     over, and two do at 31 s."""
@@ -118,6 +134,14 @@ def test_rotation_serves_everybody_in_turn(options: dict[str, str], ran: str) ->
     over after the third), the sooner of both; without a quantum the first one runs to its end."""
     driver = driver_of(10_000, **options)
     assert turns_of(driver, ["p", "q", "r"], 8_000, 12) == ran
+    driver.close()
+
+
+def test_rotation_at_a_price_serves_everybody_in_turn() -> None:
+    """A cache takes 30 s to fill, as long as that is not known, and may take 0.9 of the engine's time: 33.3 s each, which
+    are over after the twelfth turn of 3 s."""
+    driver = driver_of(10_000, rotation_share="0.9")
+    assert turns_of(driver, ["p", "q", "r"], 8_000, 36) == "p" * 12 + "q" * 12 + "r" * 12
     driver.close()
 
 

@@ -107,6 +107,14 @@ def test_published_scheduler_without_decay_collapses_where_nobody_releases() -> 
     assert rate("pause-resume", 0.0) > 0.9 * rate("pause-resume", 1.0)
 
 
+def test_sub_agents_that_are_done_bar_nobody() -> None:
+    """They end without a word: what they left counts until it is not worth its room any more, and no longer."""
+    base, ours = (figures("sub-agents", arm, 16, 1, 0, 1500.0) for arm in ("affinity", "pause-resume"))
+    counted = figures("sub-agents", "pause-resume:idle_lease_seconds=30", 16, 1, 0, 1500.0)
+    assert ours.turns_per_minute > 0.95 * base.turns_per_minute
+    assert ours.turns_per_minute > 1.8 * counted.turns_per_minute
+
+
 def test_published_scheduler_starves_some() -> None:
     """At 24 sessions its longest holds last many minutes, and programs get ahead very unequally."""
     found = figures("swe-agent", PAPER, 24)

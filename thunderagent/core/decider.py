@@ -46,8 +46,9 @@ from thunderagent.core.unfinished import STEPS_PER_EVENT, Unfinished
 
 __all__ = ["Decider"]
 
-_LOOK_AT = 16
-"""Conversations of a program that are looked at when a turn of it arrives, whether they still count."""
+_LOOK_AT = 64
+"""Conversations of a program that are looked at when a turn of it arrives, whether they still count: all that are
+remembered by default, as those that do not count any more stand first."""
 
 
 @define(eq=False, repr=False)
