@@ -207,14 +207,12 @@ class Scheduler:
     def _turn_finished(self, event: events.TurnFinished) -> Trigger:
         turn = self.cluster.turn_by_id[event.turn]
         turn.output_tokens = max(turn.output_tokens, event.output_tokens)
-        usage, backend = event.usage, turn.backend
-        if event.first_token_seconds is not None and usage is not None and usage.cached_tokens is not None:
-            assert backend is not None
-            learn_prefill(backend, usage.prompt_tokens - usage.cached_tokens, event.first_token_seconds)
-        self._settle_finished(turn, event.outcome, usage)
+        self._settle_finished(turn, event.outcome, event.usage, event.first_token_seconds)
         return Trigger.TURN_FINISHED
 
-    def _settle_finished(self, turn: Turn, outcome: Outcome, usage: Usage | None) -> None:
+    def _settle_finished(
+        self, turn: Turn, outcome: Outcome, usage: Usage | None, first_token_seconds: float | None = None
+    ) -> None:
         """Write down what a turn that ran leaves behind, and give back the rest."""
         program, branch, backend, ledger = turn.program, turn.branch, turn.backend, self.cluster.ledger
         assert backend is not None
@@ -227,6 +225,8 @@ class Scheduler:
         if lost is not None:
             self._placement.commands.append(lost)
         if usage is not None:
+            if first_token_seconds is not None and usage.cached_tokens is not None:
+                learn_prefill(backend, usage.prompt_tokens - usage.cached_tokens, first_token_seconds)
             ledger.ratio.learn(turn.body_bytes, usage.prompt_tokens)
             branch.history.learn(turn.body_bytes, usage)
         if program is not None and program.status is not Status.RELEASED:
