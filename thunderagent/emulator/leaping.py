@@ -37,7 +37,9 @@ class _Leap:
         growth = self.growth_seconds
         straight = self.first_seconds - growth / 2
         # The root of seconds_of(tokens) = seconds in the form that holds without growth too; then to the exact one.
-        tokens = max(1, int(2 * seconds / (straight + math.sqrt(straight * straight + 2 * growth * max(0.0, seconds)))))
+        tokens = max(
+            1, int(2 * seconds / (straight + math.sqrt(straight * straight + 2 * growth * max(0.0, seconds))))
+        )
         while self.seconds_of(tokens) < seconds:
             tokens += 1
         while tokens > 1 and self.seconds_of(tokens - 1) >= seconds:
@@ -138,18 +140,23 @@ class LeapingEngine(Engine):
         if leap.seconds_of(leap.tokens) > max_seconds:
             tokens = leap.tokens_after(max_seconds)
             leap.tokens = tokens if tokens == 1 or leap.seconds_of(tokens) <= max_seconds else tokens - 1
-        if decoders.blocks_for(leap.tokens - 1) > free_blocks:
-            leap.tokens = bisect_left(range(leap.tokens), True, key=lambda more: decoders.blocks_for(more) > free_blocks)
+        if not decoders.surely_fit(leap.tokens, free_blocks) and decoders.blocks_for(leap.tokens - 1) > free_blocks:
+            leap.tokens = bisect_left(
+                range(leap.tokens), True, key=lambda more: decoders.blocks_for(more) > free_blocks
+            )
         return leap
 
     def _lacks_blocks(self) -> bool:
         """Whether those that run cannot all go on."""
-        needed = self._decoders.blocks_for(1)
+        decoders, free_blocks = self._decoders, self.cache.free_blocks
+        if not self._running and decoders.surely_fit(1, free_blocks):
+            return False
         size, budget = self.cache.block_size, self.settings.max_num_batched_tokens
+        needed = decoders.blocks_for(1)
         for one in self._running:
             count = min(one.length_tokens - one.computed_tokens, budget)
             needed += blocks_for(one.computed_tokens + count, size) - len(one.holding)
-        return needed > self.cache.free_blocks
+        return needed > free_blocks
 
     def _sort_out(self) -> None:
         """Those that only decode from now on join the others that do."""
