@@ -67,6 +67,8 @@ class Decoders:
         """Blocks that so many tokens of each member need, beyond those taken. O(block size)."""
         members_at = self._members_at
         size = len(members_at)
+        if tokens == 1:
+            return members_at[-self._taken_tokens % size]
         rounds, rest = divmod(tokens, size)
         blocks = rounds * len(self._members)
         if rest:
@@ -77,6 +79,10 @@ class Decoders:
             if start < 0:
                 blocks += sum(members_at[start:])
         return blocks
+
+    def surely_fit(self, tokens: int, free_blocks: int) -> bool:
+        """Whether each member could even begin a block with the next token; False says nothing. O(1)."""
+        return len(self._members) * (tokens // self._cache.block_size + 1) <= free_blocks
 
     def join(self, sequence: LiveSequence) -> None:
         """It decodes from now on, and has all blocks that it needs so far. O(log members)."""

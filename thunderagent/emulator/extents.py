@@ -76,7 +76,7 @@ class _Stretch:
     stop: int
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class Match:
     """A prefix found: so many blocks of these segments, of which ``free_blocks`` are held by nobody."""
 
@@ -285,9 +285,11 @@ class ExtentCache:
         holding.blocks += count
         holding.nameless += count
         self._free -= count
-        empty = min(count, self._empty)
-        self._empty -= empty
-        count -= empty
+        if count <= self._empty:
+            self._empty -= count
+            return
+        count -= self._empty
+        self._empty = 0
         self.counters.evictions += count
         while count:
             stretch = next(iter(self._queue))

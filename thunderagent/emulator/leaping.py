@@ -32,6 +32,20 @@ class _Leap:
         """Until so many tokens of each."""
         return self.first_seconds * tokens + self.growth_seconds * tokens * (tokens - 1) / 2
 
+    def tokens_after(self, seconds: float) -> int:
+        """The first token, 1 at least, that is due so late or later; ``seconds`` is finite."""
+        growth = self.growth_seconds
+        straight = self.first_seconds - growth / 2
+        # The root of seconds_of(tokens) = seconds in the form that holds without growth too; then to the exact one.
+        tokens = max(
+            1, int(2 * seconds / (straight + math.sqrt(straight * straight + 2 * growth * max(0.0, seconds))))
+        )
+        while self.seconds_of(tokens) < seconds:
+            tokens += 1
+        while tokens > 1 and self.seconds_of(tokens - 1) >= seconds:
+            tokens -= 1
+        return tokens
+
 
 class LeapingEngine(Engine):
     """The same schedule as ``Engine``'s, at a cost per request and not per token; tests hold one against the other.
@@ -70,7 +84,9 @@ class LeapingEngine(Engine):
             self._running[:0] = decoders.dissolve()
             return super().begin_step(now)
         decoders.take(1)
-        batch = self._schedule(now, self.settings.max_num_batched_tokens - len(decoders))
+        batch: list[LiveSequence] = []
+        if self._running or self._waiting:
+            batch = self._schedule(now, self.settings.max_num_batched_tokens - len(decoders))
         self._step = step = Step(batch, self._duration_seconds(batch, len(decoders), decoders.length_tokens))
         if not self._running:
             self._leap = leap = self._longest_leap(step.duration_seconds, max_seconds)
@@ -85,9 +101,7 @@ class LeapingEngine(Engine):
         if step is None:
             raise RuntimeError("shorten_step was called without begin_step")
         if leap is not None and leap.tokens > 1 and seconds < step.duration_seconds:
-            leap.tokens = (
-                bisect_left(range(1, leap.tokens), True, key=lambda tokens: leap.seconds_of(tokens) >= seconds) + 1
-            )
+            leap.tokens = leap.tokens_after(seconds)
             step.duration_seconds = leap.seconds_of(leap.tokens)
         return step.duration_seconds
 
@@ -122,24 +136,27 @@ class LeapingEngine(Engine):
 
     def _longest_leap(self, first_seconds: float, max_seconds: float) -> _Leap:
         decoders, free_blocks = self._decoders, self.cache.free_blocks
-        leap = _Leap(first_seconds, self.timing.kv_token_seconds * len(decoders))
-
-        def fits(tokens: int) -> bool:
-            return leap.seconds_of(tokens) <= max_seconds and decoders.blocks_for(tokens - 1) <= free_blocks
-
-        leap.tokens = decoders.tokens_to_next_end
-        if not fits(leap.tokens):
-            leap.tokens = bisect_left(range(2, leap.tokens), True, key=lambda tokens: not fits(tokens)) + 1
+        leap = _Leap(first_seconds, self.timing.kv_token_seconds * len(decoders), decoders.tokens_to_next_end)
+        if leap.seconds_of(leap.tokens) > max_seconds:
+            tokens = leap.tokens_after(max_seconds)
+            leap.tokens = tokens if tokens == 1 or leap.seconds_of(tokens) <= max_seconds else tokens - 1
+        if not decoders.surely_fit(leap.tokens, free_blocks) and decoders.blocks_for(leap.tokens - 1) > free_blocks:
+            leap.tokens = bisect_left(
+                range(leap.tokens), True, key=lambda more: decoders.blocks_for(more) > free_blocks
+            )
         return leap
 
     def _lacks_blocks(self) -> bool:
         """Whether those that run cannot all go on."""
+        decoders, free_blocks = self._decoders, self.cache.free_blocks
+        if not self._running and decoders.surely_fit(1, free_blocks):
+            return False
         size, budget = self.cache.block_size, self.settings.max_num_batched_tokens
-        needed = self._decoders.blocks_for(1)
+        needed = decoders.blocks_for(1)
         for one in self._running:
             count = min(one.length_tokens - one.computed_tokens, budget)
             needed += blocks_for(one.computed_tokens + count, size) - len(one.holding)
-        return needed > self.cache.free_blocks
+        return needed > free_blocks
 
     def _sort_out(self) -> None:
         """Those that only decode from now on join the others that do."""
