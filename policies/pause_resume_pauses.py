@@ -206,7 +206,7 @@ class Pauses:
 
         Clients that never release would otherwise hold everybody until their programs expire.
         """
-        if self.settings.idle_lease_seconds <= 0 and not self.settings.learned_lease:
+        if not self.settings.reclaims:
             return
         demand = cluster.demand(waiter.turn)
         for backend in sorted(backends, key=self.rooms.of, reverse=True):

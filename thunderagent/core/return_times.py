@@ -96,6 +96,6 @@ class ReturnTimes:
             waited += (alive + left) / 2.0 * (_EDGES[index + 1] - _EDGES[index])
             alive = left
             edges.append((_EDGES[index + 1], alive, waited))
-        never = alive
-        seconds, _, _ = min(edges, key=lambda edge: edge[2] / refill_seconds + edge[1] - never)
+        # Who never comes back costs no prefill, but that is the same at each edge.
+        seconds, _, _ = min(edges, key=lambda edge: edge[2] / refill_seconds + edge[1])
         return seconds
