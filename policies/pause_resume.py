@@ -202,10 +202,10 @@ class PauseResume(Policy):
                 if bound is not None:
                     taken.add(bound.id)
                     continue
-                if not taken:
+                if not taken and not places.passes(turn):
                     self._stuck[turn.id, waiter.need_tokens] = 0 if demand.charged else demand.bare_tokens
                 break
-            self._rooms.take(chosen, self._rooms.added_tokens(demand, chosen))
+            self._rooms.take(chosen, self._rooms.added_tokens(demand, chosen), is_guest=turn.waits_alone)
             yield AdmitTurn(turn.id, chosen.id) if program is None else Admit(program.id, chosen.id)
 
     def _in_reach(self, line: Sequence[WaiterView], taken: set[BackendId], *, is_full: bool) -> Iterator[WaiterView]:

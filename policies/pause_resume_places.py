@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 
 from attrs import define
@@ -54,7 +55,7 @@ class Places:
             return origin
         fitting = (
             backend
-            for backend in self.rooms.roomiest_first(cluster, 0.0 if demand.charged else demand.bare_tokens)
+            for backend in self.rooms.roomiest_first(cluster, self._least_room(turn, demand))
             if backend.id not in taken and turn.may_run_on(backend) and self._fits(turn, demand, backend)
         )
         if self.settings.resume_on == "tightest":
@@ -83,7 +84,20 @@ class Places:
         return None if self.settings.resume_on in ("roomiest", "tightest") else origin_of(turn, cluster)
 
     def _fits(self, turn: TurnView, demand: DemandView, backend: BackendView) -> bool:
-        return could_hold(backend, turn) and self.rooms.fits(backend, self.rooms.added_tokens(demand, backend))
+        if not could_hold(backend, turn):
+            return False
+        tokens = self.rooms.added_tokens(demand, backend)
+        return self.rooms.fits(backend, tokens) or (self.passes(turn) and self.rooms.fits_guest(backend, tokens))
+
+    def passes(self, turn: TurnView) -> bool:
+        """Whether it may go before programs that wait, as far as ``guest_share`` reaches."""
+        return turn.waits_alone and self.settings.guest_share > 0
+
+    def _least_room(self, turn: TurnView, demand: DemandView) -> float:
+        """Where a backend has less than this, the turn fits neither there nor where there is less."""
+        if self.passes(turn):
+            return -math.inf
+        return 0.0 if demand.charged else demand.bare_tokens
 
 
 def could_hold(backend: BackendView, turn: TurnView) -> bool:

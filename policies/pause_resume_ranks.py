@@ -15,8 +15,10 @@ NEW = 2.0**40
 
 def rank(settings: Settings, program: ProgramView | None, since: float, need_tokens: int) -> float:
     """The lowest is first. By ``resume_order``; turns without a program stand in a line of their own, by age."""
-    if settings.resume_order == "oldest" or program is None:
+    if program is None:
         return since
+    if settings.resume_order == "oldest":
+        return program.arrived_at + settings.wait_weight * (since - program.arrived_at)
     if settings.resume_order == "first-come":
         return float(program.sequence)
     if settings.resume_order == "published":

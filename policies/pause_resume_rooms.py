@@ -35,6 +35,8 @@ class Rooms:
     _position: dict[BackendId, int] = field(factory=dict)
     _guessed: dict[BackendId, int] = field(factory=dict)
     """Backends with decisions of the last batch on them; programs that those take off it, less those put on it."""
+    _guests: dict[BackendId, float] = field(factory=dict)
+    """Tokens of guests that decisions of the last batch put there."""
     _empty: dict[BackendId, None] = field(factory=dict)
     """Backends without programs and turns: they take anybody, with no regard to headroom and reserve."""
 
@@ -83,7 +85,8 @@ class Rooms:
         return demand.added_tokens(backend)
 
     def excess(self, backend: BackendView, now: float) -> float:
-        """Tokens over the high watermark once those that yield have left."""
+        """Tokens over the high watermark once those that yield have left; without guests as far as their share
+        reaches: they are soon gone."""
         return self._excess(backend, self.used(backend, now, decayed=self.settings.pause_decay))
 
     def _excess(self, backend: BackendView, used_tokens: float) -> float:
@@ -92,6 +95,8 @@ class Rooms:
         settings, leaving_tokens = self.settings, backend.yielding_tokens
         if leaving_tokens:
             leaving_tokens += settings.buffer_tokens * backend.count(Standing.YIELDING)
+        if settings.guest_share:
+            leaving_tokens += min(backend.guest_tokens, int(settings.guest_share * backend.capacity_tokens))
         return used_tokens - leaving_tokens - settings.high_watermark * backend.capacity_tokens
 
     def _room_of(self, backend: BackendView, used_tokens: float) -> float:
@@ -118,6 +123,7 @@ class Rooms:
     def refresh(self, cluster: ClusterView, changed: Sequence[BackendView]) -> list[BackendView]:
         """Count the backends again whose accounts changed; returns those of them that have outgrown their cache."""
         guessed, self._guessed = self._guessed, {}
+        self._guests.clear()
         counted: Iterable[BackendView] = changed
         if guessed:
             counted = {backend.id: backend for backend in (*self.backends(cluster, guessed), *changed)}.values()
@@ -132,6 +138,7 @@ class Rooms:
     def rebuild(self, cluster: ClusterView) -> list[BackendView]:
         """Count all backends again; returns those that have outgrown their cache. O(backends)."""
         now, backends, self._guessed = cluster.now, cluster.backends, {}
+        self._guests.clear()
         counts = [self._count(backend, now) for backend in backends]
         self._empty = {backend.id: None for backend in backends if self._is_empty(backend)}
         self._room = {backend.id: room for backend, (room, _) in zip(backends, counts, strict=True)}
@@ -172,9 +179,21 @@ class Rooms:
         """Whether a newcomer fits; an empty backend takes anybody."""
         return tokens <= self._room.get(backend.id, 0.0) or backend.id in self._empty
 
-    def take(self, backend: BackendView, tokens: float) -> None:
+    def fits_guest(self, backend: BackendView, tokens: int) -> bool:
+        """Whether a turn without a place fits beside the turns that run, at the expense of what idle programs left
+        in the cache, and within the guests' share."""
+        capacity_tokens, spare_tokens = backend.capacity_tokens, backend.spare_tokens
+        if capacity_tokens is None or spare_tokens is None:
+            return True
+        coming_tokens = tokens + self._guests.get(backend.id, 0)
+        guest_limit_tokens = self.settings.guest_share * capacity_tokens
+        return backend.guest_tokens + coming_tokens <= guest_limit_tokens and coming_tokens <= spare_tokens
+
+    def take(self, backend: BackendView, tokens: float, *, is_guest: bool = False) -> None:
         """Count an admission of this batch."""
         self._guess(backend, -tokens - self.settings.buffer_tokens, -1)
+        if is_guest:
+            self._guests[backend.id] = self._guests.get(backend.id, 0.0) + tokens
 
     def leave(self, backend: BackendView, program: ProgramView, now: float) -> None:
         """Count a pause of this batch, of an acting program."""

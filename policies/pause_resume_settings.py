@@ -27,6 +27,9 @@ class Settings:
     )
     """Who is let in first: who asks for longest; the program that came to the router first (program-level
     first-come-first-served); who needs the fewest tokens; or the published scores (eq. 10), on ticks."""
+    wait_weight: float = field(default=1.0, validator=validators.le(1))
+    """With ``oldest``: how much of the time since a program asks counts, and how much since it came to the router:
+    1 is who asks for longest, towards 0 it nears first-come."""
     ageing_seconds: float = 0.0
     """With ``smallest``: each such span of waiting halves the size by which a waiter is ranked; 0: no ageing."""
     resume_on: str = field(
@@ -43,6 +46,9 @@ class Settings:
     """lambda_min: let in on a backend only while less than this share of its capacity is used."""
     growth_reserve: float = field(default=0.1, validator=validators.lt(1))
     """Share of the capacity kept free when letting in, for the growth of those already in."""
+    guest_share: float = field(default=0.0, validator=validators.le(1))
+    """Turns without a place of their own (one-off turns) go before programs that wait while all of them on a backend
+    take no more than this share of its capacity and running turns leave room for them; 0: they wait for room."""
     forced_resume: bool = False
     """At the hold limit let the turn in over capacity (published), where ``--on-hold-limit`` does not say."""
 
@@ -118,6 +124,7 @@ _NOT_PUBLISHED = (
     "resident_ratio",
     "move_after_seconds",
     "ageing_seconds",
+    "wait_weight",
     "quantum_turns",
     "quantum_seconds",
 )

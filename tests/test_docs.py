@@ -25,6 +25,7 @@ import minisweagent_patch
 from minisweagent_patch.release import send_release
 from policies.least_kv import LeastKv
 from policies.pause_resume import PRESETS, PauseResume
+from policies.working_set import Options
 from thunderagent import cli, errors, identity
 from thunderagent.config import OPTIONS, Settings, read_settings
 from thunderagent.core import commands, events
@@ -51,7 +52,7 @@ PAGES = sorted(
     for page in folder.glob("*.md")
 )
 ROUTER_IN_DOCS = "http://127.0.0.1:8300"
-BUILT_IN = ("affinity", "least-kv", "pause-resume", "round-robin")
+BUILT_IN = ("affinity", "least-kv", "pause-resume", "round-robin", "working-set")
 
 
 def read(page: str) -> str:
@@ -247,6 +248,10 @@ def test_policy_pages_list_the_options_of_the_policy(name: str) -> None:
         values = [attrs.asdict(PRESETS[preset]) for preset in ("default", "paper")]
         expected = [[option, *(shown(preset[option]) for preset in values)] for option in values[0]]
         assert [row[:3] for row in rows(page, "option", "default", "paper", "unit", "meaning")] == expected
+    elif name == "working-set":
+        defaults = attrs.asdict(Options())
+        expected = [[option, shown(value)] for option, value in defaults.items()]
+        assert [row[:2] for row in rows(page, "option", "default", "unit", "meaning")] == expected
     elif name == "least-kv":
         defaults = attrs.asdict(LeastKv()._options)
         expected = [[option, shown(value)] for option, value in defaults.items()]

@@ -13,6 +13,7 @@ from policies.affinity import Affinity
 from policies.least_kv import LeastKv
 from policies.pause_resume import PauseResume
 from policies.round_robin import RoundRobin
+from policies.working_set import WorkingSet
 from thunderagent.core.commands import TurnHeld
 from thunderagent.policy import Pause, Policy, ProgramId
 from thunderagent.testing import PolicyContract
@@ -133,6 +134,18 @@ class TestPauseResumeGauge(PolicyContract):
 
 class TestPauseResumeUnshared(PolicyContract):
     make_policy = pause_resume(shared_correction="none", react="false")
+
+
+class TestWorkingSet(PolicyContract):
+    make_policy = staticmethod(lambda: WorkingSet.from_options({}))
+
+
+class TestWorkingSetBatch(PolicyContract):
+    make_policy = staticmethod(lambda: WorkingSet.from_options({"dial": "batch", "guest_share": "1"}))
+
+
+class TestWorkingSetBetween(PolicyContract):
+    make_policy = staticmethod(lambda: WorkingSet.from_options({"dial": "0.3", "turns_per_program": "8"}))
 
 
 class TestThirdPartyExample(PolicyContract):

@@ -8,11 +8,16 @@ import pytest
 
 from policies.least_kv import LeastKv
 from policies.pause_resume import PauseResume
+from policies.working_set import WorkingSet
 from thunderagent.core.events import BackendFailed
 from thunderagent.policy import BackendId, Policy
 from thunderagent.testing import SchedulerDriver
 
-POLICIES: dict[str, Callable[[], Policy]] = {"least-kv": LeastKv, "pause-resume": PauseResume}
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "least-kv": LeastKv,
+    "pause-resume": PauseResume,
+    "working-set": WorkingSet,
+}
 PATIENCE_SECONDS = 60.0
 
 

@@ -47,6 +47,10 @@ class ProgramView(Protocol):
         """Order of first arrival."""
 
     @property
+    def arrived_at(self) -> float:
+        """When its first turn came."""
+
+    @property
     def status(self) -> Status: ...
     @property
     def model(self) -> str | None:

@@ -144,6 +144,8 @@ class Program:
 
     id: ProgramId
     sequence: int
+    arrived_at: float = 0.0
+    """When its first turn came."""
     status: Status = Status.NEW
     model: str | None = None
     """Of its own conversation: the one that it began with, then the one that its last new place was given for."""

@@ -184,7 +184,8 @@ class Scheduler:
     def _new_program(self, event: events.TurnArrived) -> Program:
         assert event.program is not None
         self._program_sequence += 1
-        program = Program(event.program, self._program_sequence, model=event.model, acting_since=self.cluster.now)
+        now = self.cluster.now
+        program = Program(event.program, self._program_sequence, now, model=event.model, acting_since=now)
         self.cluster.program_by_id[program.id] = program
         return program
 

@@ -15,6 +15,8 @@ from thunderagent.simulator.records import Records
 __all__ = ["Figures", "Quantiles", "figures_of", "jain_index", "quantile"]
 
 _BLOCK_TOKENS = 16
+_SPREAD_SAMPLES = 110
+"""Of the 120 that 10 minutes have."""
 
 
 @frozen
@@ -72,6 +74,8 @@ class Figures:
     anything: whichever is more. No schedule of the same turns comes over 1."""
     first_token_seconds: Quantiles
     """From a turn's arrival at the router; open turns without one count up to the end."""
+    one_off_first_token_seconds: Quantiles
+    """The same of turns without a program, as of a chat beside agents."""
     turn_seconds: Quantiles
     """From its arrival to its end."""
     hold_seconds: Quantiles
@@ -82,6 +86,10 @@ class Figures:
     longest_hold_p95_seconds: float
     """The 95th percentile over programs of their longest hold, counted as in ``hold_seconds``; one-off turns left
     out."""
+    small_hold_seconds: float
+    """Mean of ``hold_seconds`` of the quarter of programs with the smallest contexts; 0 where none was held."""
+    large_hold_seconds: float
+    """The same of the quarter with the largest contexts."""
     turns_within_target: float
     """Share of turns whose first token came within the target. Open ones without a token that are older are not."""
     programs_within_target: float
@@ -103,6 +111,9 @@ class Figures:
     group_seconds: Quantiles
     """From the first arrival of a group to the end of its last program; of those that are not done, to the end."""
     pauses: int
+    kv_spread_tokens: float
+    """Fullest less emptiest replica in accounted tokens, by means over 10 minutes in which somebody always waited:
+    the most of them; 0 where there are none, and on one replica."""
     moves: int
     """Turns that ran on another replica than the turn before of their program."""
     forced: int
@@ -149,6 +160,7 @@ def figures_of(
     holds = _holds(records, window)
     first = _first_tokens(records, window)
     judged = [(program, wait) for program, wait, is_open in first if not is_open or wait > target_seconds]
+    small_hold_seconds, large_hold_seconds = _holds_by_size(records, window, holds)
     progress = _progress(records, preset, window)
     ended = [
         program.ended_at - program.began_at
@@ -182,11 +194,16 @@ def figures_of(
         engine_busy_share=totals.busy_seconds / engine_seconds,
         bound_share=max(need / engine_seconds, 0.0 if records.totals.preemptions else mean_progress),
         first_token_seconds=Quantiles.of([wait for _, wait, _ in first]),
+        one_off_first_token_seconds=Quantiles.of(
+            [wait for program, wait, _ in first if records.programs[program].is_one_off]
+        ),
         turn_seconds=Quantiles.of([records.ended_at[index] - records.arrived_at[index] for index in window]),
         hold_seconds=Quantiles.of([hold for _, hold in holds if hold > 0.0]),
         holds=sum(1 for _, hold in holds if hold > 0.0),
         open_holds=sum(1 for turn in records.open_turns if turn.forwarded_at is None),
         longest_hold_p95_seconds=quantile(sorted(_longest(records, holds)), 0.95),
+        small_hold_seconds=small_hold_seconds,
+        large_hold_seconds=large_hold_seconds,
         turns_within_target=_share(wait <= target_seconds for _, wait in judged),
         programs_within_target=_programs_within(records, judged, target_seconds),
         progress=mean_progress,
@@ -198,6 +215,7 @@ def figures_of(
         makespan_seconds=_makespan(records),
         group_seconds=Quantiles.of(_group_seconds(records)),
         pauses=totals.notices.get("ProgramPaused", 0),
+        kv_spread_tokens=max(records.balance.spreads(warmup_seconds, _SPREAD_SAMPLES), default=0.0),
         moves=totals.moves,
         forced=totals.notices.get("ProgramForced", 0),
         expired=totals.notices.get("ProgramExpired", 0),
@@ -228,6 +246,24 @@ def _longest(records: Records, holds: Iterable[tuple[int, float]]) -> list[float
         if not records.programs[program].is_one_off:
             longest[program] = max(hold, longest.get(program, 0.0))
     return list(longest.values())
+
+
+def _holds_by_size(
+    records: Records, window: Sequence[int], holds: Iterable[tuple[int, float]]
+) -> tuple[float, float]:
+    """Mean seconds of what was held, of the quarters of programs with the smallest and the largest contexts."""
+    largest: dict[int, int] = {}
+    for index in window:
+        program = records.program[index]
+        if not records.programs[program].is_one_off:
+            largest[program] = max(largest.get(program, 0), records.prompt_tokens[index])
+    by_size = sorted(largest, key=lambda program: largest[program])
+    quarter = len(by_size) // 4
+    means = list[float]()
+    for group in (frozenset(by_size[:quarter]), frozenset(by_size[len(by_size) - quarter :])):
+        held = [hold for program, hold in holds if hold > 0.0 and program in group]
+        means.append(math.fsum(held) / len(held) if held else 0.0)
+    return means[0], means[1]
 
 
 def _first_tokens(records: Records, window: Sequence[int]) -> list[tuple[int, float, bool]]:

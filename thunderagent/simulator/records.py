@@ -6,7 +6,7 @@ from array import array
 
 from attrs import define, field, frozen
 
-__all__ = ["OpenTurn", "ProgramRecord", "Records", "Totals"]
+__all__ = ["Balance", "OpenTurn", "ProgramRecord", "Records", "Totals"]
 
 
 def _times() -> array[float]:
@@ -82,6 +82,33 @@ class Totals:
 
 
 @define(eq=False)
+class Balance:
+    """Accounted tokens of each replica, as means over spans of time in which somebody waited in the router."""
+
+    span_seconds: float = 600.0
+    _sums: dict[int, tuple[int, list[int]]] = field(factory=dict)
+    """Per span: samples, and the sum of each replica."""
+
+    def sample(self, now: float, accounted_tokens: list[int]) -> None:
+        """Of all replicas, at one time of a queue."""
+        span = int(now // self.span_seconds)
+        count, sums = self._sums.get(span, (0, [0] * len(accounted_tokens)))
+        if len(sums) == len(accounted_tokens):
+            self._sums[span] = (
+                count + 1,
+                [total + tokens for total, tokens in zip(sums, accounted_tokens, strict=True)],
+            )
+
+    def spreads(self, since: float, least_samples: int) -> list[float]:
+        """Of each span after ``since`` with so many samples, the fullest replica's tokens less the emptiest's."""
+        return [
+            (max(sums) - min(sums)) / count
+            for span, (count, sums) in self._sums.items()
+            if span * self.span_seconds >= since and count >= least_samples
+        ]
+
+
+@define(eq=False)
 class Records:
     """Columns of finished turns, in the order of their ends."""
 
@@ -105,6 +132,8 @@ class Records:
     tool_seconds: array[float] = field(factory=_times)
     """After the turn."""
     replica: array[int] = field(factory=_counts)
+    balance: Balance = field(factory=Balance)
+    """What the replicas accounted while somebody waited."""
     idle_kv: list[tuple[float, float]] = field(factory=list)
     """(time, share of all KV tokens accounted to programs without a running turn, as far as running ones leave room
     for them), sampled."""

@@ -187,14 +187,18 @@ class Simulation:
         """The router looks at the backends; what idle programs hold is noted."""
         self._fleet.look_around()
         idle = capacity = 0
+        cluster, accounted_tokens = self._scheduler.cluster, list[int]()
         for replica in self._replicas:
             if replica.is_up:
-                backend = self._scheduler.cluster.backend_by_id[replica.id]
+                backend = cluster.backend_by_id[replica.id]
+                accounted_tokens.append(backend.accounted_tokens)
                 usable = replica.engine.cache.usable_tokens
                 idle += min(backend.acting_tokens, max(0, usable - backend.running_tokens))
                 capacity += usable
         if capacity:
             self.records.idle_kv.append((self.now, idle / capacity))
+        if cluster.waiting_count and len(accounted_tokens) == len(self._replicas) > 1:
+            self.records.balance.sample(self.now, accounted_tokens)
         self.on_time(self.now)
         self._at(self.now + self.observe_seconds, self._observe, None)
 
