@@ -13,7 +13,7 @@ from thunderagent.core import events
 from thunderagent.core.ids import BackendId
 from thunderagent.errors import ConfigError
 from thunderagent.health import LOOK_SECONDS
-from thunderagent.simulator.figures import figures_of
+from thunderagent.simulator.counting import figures_of
 from thunderagent.simulator.incidents import Addition, Failure, Incident, parse_addition, parse_failure
 from thunderagent.simulator.records import OpenTurn
 from thunderagent.simulator.scenario import Scenario, parse_arm, run

@@ -16,7 +16,8 @@ from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
 from thunderagent.emulator.timing import PRESETS, Preset
 from thunderagent.errors import ConfigError
 from thunderagent.registry import make_policy
-from thunderagent.simulator.figures import Figures, figures_of
+from thunderagent.simulator.counting import figures_of
+from thunderagent.simulator.figures import Figures
 from thunderagent.simulator.incidents import Incident, check_incidents
 from thunderagent.simulator.perturbation import Perturbation
 from thunderagent.simulator.programs import Arrival
