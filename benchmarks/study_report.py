@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
 from thunderagent.simulator.figures import Figures
+from thunderagent.simulator.shown import BOUND, JAIN, LONGEST_HOLD, TURNS, Shown
 from thunderagent.simulator.study import Task, estimate
 
 if TYPE_CHECKING:
@@ -39,18 +40,18 @@ class Cell:
             self, figures={name: tuple(results[task] for task in tasks) for name, tasks in self.tasks.items()}
         )
 
-    def mean(self, name: str, value_of: Callable[[Figures], float]) -> float:
+    def mean(self, name: str, shown: Shown) -> float:
         """Of an arm, over seeds."""
-        return estimate([value_of(figures) for figures in self.figures[name]]).mean
+        return estimate(shown.values(self.figures[name])).mean
 
     @property
     def best(self) -> float:
         """Turns per minute of the arm that makes most."""
-        return max(self.mean(name, _turns) for name in self.figures)
+        return max(self.mean(name, TURNS) for name in self.figures)
 
     def ratio(self, name: str) -> float:
         """An arm's turns per minute to the best one's."""
-        return self.mean(name, _turns) / self.best
+        return self.mean(name, TURNS) / self.best
 
     def __str__(self) -> str:
         return f"{self.workload}, {self.replicas} replicas, pressure {self.pressure:g}, {_released(self)} released"
@@ -137,10 +138,10 @@ def _summary(cells: Sequence[Cell]) -> list[str]:
                 _ratio(min(free, default=None)),
                 _ratio(min(ratios, default=None)),
                 _ratio(_mean(ratios)),
-                _ratio(_mean([cell.mean(name, _bound) for cell in pressed])),
-                _ratio(min((cell.mean(name, _jain) for cell in pressed), default=None)),
-                _ratio(_mean([cell.mean(name, _jain) for cell in pressed])),
-                _seconds(_mean([cell.mean(name, _hold) for cell in pressed])),
+                _ratio(_mean([cell.mean(name, BOUND) for cell in pressed])),
+                _ratio(min((cell.mean(name, JAIN) for cell in pressed), default=None)),
+                _ratio(_mean([cell.mean(name, JAIN) for cell in pressed])),
+                _seconds(_mean([cell.mean(name, LONGEST_HOLD) for cell in pressed])),
             ]
         )
     heads = (
@@ -166,7 +167,7 @@ def _workload(cells: Sequence[Cell]) -> list[str]:
         for name in names:
             told = "-"
             if name in cell.figures:
-                told = f"{cell.ratio(name):.2f}, {_seconds(cell.mean(name, _hold))}"
+                told = f"{cell.ratio(name):.2f}, {_seconds(cell.mean(name, LONGEST_HOLD))}"
             row.append(told)
         rows.append(row)
     return _markdown(("replicas", "pressure", "released", "sessions", "best turns/min", *names), rows)
@@ -223,35 +224,16 @@ def _draw(cells: Sequence[Cell], replicas: int) -> Figure:
         for name in dict.fromkeys(name for cell in of_it for name in cell.figures):
             drawn = [cell for cell in of_it if name in cell.figures]
             places = [cell.pressure for cell in drawn]
-            panels[0][column].plot(places, [cell.mean(name, _turns) for cell in drawn], marker=".", label=name)
-            panels[1][column].plot(places, [cell.mean(name, _hold) for cell in drawn], marker=".")
+            panels[0][column].plot(places, [cell.mean(name, TURNS) for cell in drawn], marker=".", label=name)
+            panels[1][column].plot(places, [cell.mean(name, LONGEST_HOLD) for cell in drawn], marker=".")
         panels[0][column].set_title(workload, fontsize=9)
         panels[1][column].set_xlabel("pressure")
         for row in (0, 1):
             panels[row][column].set_ylim(bottom=0.0)
             panels[row][column].grid(alpha=0.3)
-    panels[0][0].set_ylabel("turns per minute")
-    panels[1][0].set_ylabel("longest hold, p95 of programs, s")
+    panels[0][0].set_ylabel(TURNS.title)
+    panels[1][0].set_ylabel(LONGEST_HOLD.title)
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
     figure.suptitle(f"Simulated, {_engines(replicas)}, every program released", fontsize=10)
     return figure
-
-
-# Figures
-
-
-def _turns(figures: Figures) -> float:
-    return figures.turns_per_minute
-
-
-def _bound(figures: Figures) -> float:
-    return figures.bound_share
-
-
-def _jain(figures: Figures) -> float:
-    return figures.jain_of_progress
-
-
-def _hold(figures: Figures) -> float:
-    return figures.longest_hold_p95_seconds
