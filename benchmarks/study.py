@@ -1,6 +1,6 @@
 """Which policy for which agents? All built-in policies and their main options, over workloads, pressure and replicas.
 
-    python -m benchmarks.study [--full] [--output DIR] [--docs PAGE]
+    python -m benchmarks.study [--full] [--output DIR] [--docs PAGE] [--goals PAGE]
 
 Simulated. Each run is kept under DIR/cells: a study that was broken off goes on where it stood. Fails where a run
 comes over the upper bound, which no schedule can. ``--docs`` writes tables and picture into a page.
@@ -19,7 +19,9 @@ import click
 from attrs import evolve, frozen
 
 from benchmarks.study_cells import Cells
+from benchmarks.study_goals import write_goals
 from benchmarks.study_report import Cell, over_the_bound, write_docs, write_results
+from policies.working_set import ROTATION_SHARE
 from thunderagent.simulator.scenario import Arm, Scenario, parse_arm
 from thunderagent.simulator.study import Task
 from thunderagent.simulator.workloads import WORKLOADS
@@ -31,11 +33,13 @@ ARMS = {
     "published": "pause-resume:preset=paper",
     "published, decay": "pause-resume:preset=paper,resume_decay=true",
     "pause-resume": "pause-resume",
-    "reserve 0.2": "pause-resume:growth_reserve=0.2",
     "first-come": "pause-resume:resume_order=first-come",
-    "quantum 20": "pause-resume:quantum_turns=20",
     "lease 30 s": "pause-resume:idle_lease_seconds=30",
-    "rotation 8 %": "pause-resume:rotation_share=0.08",
+    "reserve 0.2": "pause-resume:growth_reserve=0.2",
+    "quantum 20": "pause-resume:quantum_turns=20",
+    "batch": "working-set:dial=batch",
+    "balanced": "working-set:dial=balanced",
+    "interactive": "working-set",
     "resident": "pause-resume:resume_on=resident",
 }
 """What they are called in tables, and what they are."""
@@ -64,7 +68,7 @@ MORE_ARMS = {
 _ON_REPLICAS = frozenset({"round-robin", "resident", "roomiest", "tightest", "origin"})
 """Differ from others only where there are several replicas."""
 
-_ON_ONE = frozenset({"published, decay", "reserve 0.2", "first-come", "quantum 20", "rotation 8 %"})
+_ON_ONE = frozenset({"published, decay", "reserve 0.2", "lease 30 s", "quantum 20", "balanced"})
 """Of which ``make study`` looks at one replica only."""
 
 
@@ -78,10 +82,12 @@ class Grid:
     """(pressure, share of programs that are released)."""
     seeds: int
     workloads: tuple[str, ...] = tuple(WORKLOADS)
-    horizon_seconds: float = 3600.0
+    window_seconds: tuple[float, float] = (1200.0, 15_000.0)
+    """What is counted: three cycles of rotation under the interactive end of ``working-set``, but at least and at
+    most so long. A cycle lasts as long as p programs have the place of one, each for K/R seconds over a tenth."""
+    several_window_seconds: float = 15_000.0
+    """The most with several replicas, which make as many turns sooner."""
     warmup_seconds: float = 600.0
-    several_horizon_seconds: float = 3600.0
-    """With several replicas, which make as many turns sooner."""
     on_one: frozenset[str] = frozenset()
     """Arms that are left out where there are several replicas."""
     ending_horizon_seconds: float = 6 * 3600.0
@@ -100,14 +106,19 @@ class Grid:
 
     def _scenario(self, workload: str, replicas: int, pressure: float, release_ratio: float) -> Scenario:
         ends = WORKLOADS[workload].ends
-        horizon_seconds = self.horizon_seconds if replicas == 1 else self.several_horizon_seconds
-        return Scenario(
+        scenario = Scenario(
             workload,
             replicas=replicas,
             release_ratio=release_ratio,
-            horizon_seconds=self.ending_horizon_seconds if ends else horizon_seconds,
+            horizon_seconds=self.ending_horizon_seconds,
             warmup_seconds=0.0 if ends else self.warmup_seconds,
         ).at_pressure(pressure)
+        if ends:
+            return scenario
+        least, most = self.window_seconds
+        cycle_seconds = pressure * scenario.refill_seconds / ROTATION_SHARE
+        window_seconds = max(least, min(3 * cycle_seconds, most if replicas == 1 else self.several_window_seconds))
+        return evolve(scenario, horizon_seconds=round(self.warmup_seconds + window_seconds))
 
     def _tasks(self, scenario: Scenario, arm: Arm) -> tuple[Task, ...]:
         return tuple(Task(evolve(scenario, seed=seed), arm) for seed in range(self.seeds))
@@ -118,9 +129,8 @@ STUDY = Grid(
     (1, 4),
     ((0.5, 1.0), (1.2, 1.0), (2.4, 1.0), (4.0, 1.0), (2.4, 0.0)),
     3,
-    horizon_seconds=1500.0,
-    several_horizon_seconds=900.0,
-    warmup_seconds=300.0,
+    window_seconds=(1200.0, 4800.0),
+    several_window_seconds=1500.0,
     on_one=_ON_ONE,
 )
 FULL = Grid(
@@ -135,8 +145,8 @@ SMOKE = Grid(
     ((0.5, 1.0), (2.0, 1.0)),
     1,
     ("swe-agent",),
-    300.0,
-    60.0,
+    (240.0, 240.0),
+    warmup_seconds=60.0,
 )
 
 
@@ -164,6 +174,7 @@ def main() -> int:
     parser.add_argument("--workload", action="append", choices=list(WORKLOADS), help="only this one; repeatable")
     parser.add_argument("--output", type=Path, default=Path("outputs/study"), metavar="DIR")
     parser.add_argument("--docs", type=Path, metavar="PAGE", help="write tables and picture there, between marks")
+    parser.add_argument("--goals", type=Path, metavar="PAGE", help="write which goals the dial meets there, likewise")
     parser.add_argument("--workers", type=int, help="processes (one per core)")
     options = parser.parse_args()
     grid = FULL if options.full else SMOKE if options.smoke else STUDY
@@ -184,6 +195,8 @@ def main() -> int:
     print(f"tables, pictures and all figures: {options.output}")
     if options.docs is not None:
         write_docs(options.docs, options.output, grid.arms, cells)
+    if options.goals is not None:
+        write_goals(options.goals, cells)
     over = over_the_bound(cells)
     for line in over:
         print(line, file=sys.stderr)

@@ -16,13 +16,16 @@ from thunderagent.simulator.study import Task, run_all
 __all__ = ["Cells"]
 
 _ROOT = Path(__file__).parents[1]
-_SOURCES = ("thunderagent/core", "thunderagent/emulator", "thunderagent/simulator", "policies")
+_SOURCES = (
+    *("thunderagent/core/*.py", "thunderagent/emulator/*.py", "thunderagent/health.py"),
+    *("thunderagent/simulator/*.py", "policies/*.py"),
+)
 
 
 def _fingerprint() -> str:
     """Of all sources that results depend on."""
     digest = hashlib.sha256()
-    for path in sorted(path for folder in _SOURCES for path in (_ROOT / folder).glob("*.py")):
+    for path in sorted(path for pattern in _SOURCES for path in _ROOT.glob(pattern)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -1,47 +1,41 @@
 """What a schedule can reach, and which goals a policy meets: the tables of docs/scheduling.md.
 
 Waiting is conserved. Programs that need p times the KV cache wait (p - 1) S each time when each has its place for S
-seconds, and a place that changes hands costs a prefill, which is a share L = (K/R) / S of the engine, K/R being the time
-to fill the cache with prompts. So L x H / ((p - 1) K/R), the *merit* M of a schedule, is 1 for plain rotation: less is
-better. L is counted from the best throughput that any arm reaches in the cell, H is the 95th percentile over programs of
-their longest hold.
+seconds, and a place that changes hands costs a prefill, which is a share L = (K/R) / S of the engine, K/R being the
+time to fill the cache with prompts. So L x H / ((p - 1) K/R), the *merit* M of a schedule, is 1 for plain rotation:
+less is better. L is counted from the best throughput that any arm reaches in the cell, H is the 95th percentile over
+programs of their longest hold.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from attrs import frozen
 
 from benchmarks.study_report import Cell, markdown
-from thunderagent.simulator.figures import Figures
-from thunderagent.simulator.scenario import Scenario, mean_footprint
+from thunderagent.simulator.scenario import Scenario
+from thunderagent.simulator.shown import JAIN, LONGEST_HOLD, TURNS, Shown
 
-__all__ = ["goals_tables", "merit", "refill_seconds", "write_goals"]
+__all__ = ["goals_tables", "merit", "write_goals"]
 
 _BEGIN, _END = "<!-- goals: begin -->", "<!-- goals: end -->"
 _PUBLISHED = ("published", "published, decay")
 _BATCH, _MIDDLE, _INTERACTIVE = "batch", "balanced", "interactive"
 _DIAL = (_BATCH, _MIDDLE, _INTERACTIVE)
 
-
-def footprint_tokens(scenario: Scenario) -> float:
-    """Of a program, mean over time, what it shares included."""
-    own_tokens, shared_tokens = mean_footprint(scenario.workload, scenario.machine)
-    return own_tokens + shared_tokens
-
-
-def prefill_seconds(scenario: Scenario) -> float:
-    """Of a mean program on an engine of its own."""
-    machine = scenario.machine
-    return machine.timing.prompt_seconds(round(footprint_tokens(scenario)), machine.max_num_batched_tokens, 0)
-
-
-def refill_seconds(scenario: Scenario) -> float:
-    """K/R: the time to prefill as many mean programs as the cache holds."""
-    return scenario.kv_tokens_per_replica / footprint_tokens(scenario) * prefill_seconds(scenario)
+_LONGEST = Shown("hold max s", lambda figures: figures.hold_seconds.most)
+_SMALL = Shown("mean hold of the smallest quarter, s", lambda figures: figures.small_hold_seconds)
+_LARGE = Shown("mean hold of the largest quarter, s", lambda figures: figures.large_hold_seconds)
+_KV_SPREAD = Shown("fullest less emptiest replica, tokens", lambda figures: figures.kv_spread_tokens)
+_CHAT = Shown("one-off first token p99 s", lambda figures: figures.one_off_first_token_seconds.p99)
+_FIRST = Shown("first token mean s", lambda figures: figures.first_token_seconds.mean)
+_TURN = Shown("turn mean s", lambda figures: figures.turn_seconds.mean)
+_PROGRAM = Shown("program mean s", lambda figures: figures.mean_program_seconds)
+_MAKESPAN = Shown("makespan s", lambda figures: figures.makespan_seconds or math.inf)
+_GROUP = Shown("slowest group s", lambda figures: figures.group_seconds.most)
 
 
 def _scenario(cell: Cell) -> Scenario:
@@ -58,7 +52,7 @@ def merit(cell: Cell, name: str) -> float:
     if pressure <= 1.0:
         return math.nan
     lost = 1.0 - cell.ratio(name)
-    return lost * cell.mean(name, _hold) / ((pressure - 1.0) * refill_seconds(_scenario(cell)))
+    return lost * cell.mean(name, LONGEST_HOLD) / ((pressure - 1.0) * _scenario(cell).refill_seconds)
 
 
 @frozen
@@ -77,14 +71,14 @@ def _is_pressed(cell: Cell) -> bool:
     return cell.pressure > 1.0
 
 
-def _to(name: str, value_of: Callable[[Figures], float]) -> Callable[[Cell, str], float]:
+def _to(name: str, shown: Shown) -> Callable[[Cell, str], float]:
     """An arm's value to another one's, which must not be 0."""
 
     def ratio(cell: Cell, arm: str) -> float:
         if name not in cell.figures:
             return math.nan
-        base = cell.mean(name, value_of)
-        return cell.mean(arm, value_of) / base if base else math.nan
+        base = cell.mean(name, shown)
+        return cell.mean(arm, shown) / base if base else math.nan
 
     return ratio
 
@@ -94,52 +88,46 @@ def _lost(cell: Cell, name: str) -> float:
 
 
 def _jain_missing(cell: Cell, name: str) -> float:
-    return 1.0 - cell.mean(name, lambda figures: figures.jain_of_progress)
-
-
-def _hold(figures: Figures) -> float:
-    return figures.longest_hold_p95_seconds
+    return 1.0 - cell.mean(name, JAIN)
 
 
 def _longest_to_usual(cell: Cell, name: str) -> float:
-    usual = cell.mean(name, _hold)
-    return cell.mean(name, lambda figures: figures.hold_seconds.most) / usual if usual >= 10.0 else math.nan
+    usual = cell.mean(name, LONGEST_HOLD)
+    return cell.mean(name, _LONGEST) / usual if usual >= 10.0 else math.nan
 
 
 def _large_to_small(cell: Cell, name: str) -> float:
-    small = cell.mean(name, lambda figures: figures.small_hold_seconds)
-    return cell.mean(name, lambda figures: figures.large_hold_seconds) / small if small >= 10.0 else math.nan
+    small = cell.mean(name, _SMALL)
+    return cell.mean(name, _LARGE) / small if small >= 10.0 else math.nan
 
 
-def _ahead(cell: Cell, name: str) -> float:
+def _ahead(cell: Cell, _: str) -> float:
     """By how much of its throughput a published arm is ahead of every dial position that holds no longer; 0: by
     nothing, or there is none such."""
     ahead = [0.0]
     for other in _PUBLISHED:
         if other in cell.figures:
-            longest = 1.02 * cell.mean(other, _hold) + 1.0
-            ours = [cell.ratio(arm) for arm in _DIAL if arm in cell.figures and cell.mean(arm, _hold) <= longest]
+            longest = 1.02 * cell.mean(other, LONGEST_HOLD) + 1.0
+            ours = [
+                cell.ratio(arm) for arm in _DIAL if arm in cell.figures and cell.mean(arm, LONGEST_HOLD) <= longest
+            ]
             ahead.append(1.0 - max(ours, default=0.0) / cell.ratio(other))
     return max(ahead)
 
 
 def _spread(cell: Cell, name: str) -> float:
-    tokens = cell.mean(name, lambda figures: figures.kv_spread_tokens)
-    return tokens / footprint_tokens(_scenario(cell)) if tokens else math.nan
+    tokens = cell.mean(name, _KV_SPREAD)
+    return tokens / _scenario(cell).footprint_tokens if tokens else math.nan
 
 
-def _slowest_group(figures: Figures) -> float:
-    return figures.group_seconds.most
-
-
-def _to_best(value_of: Callable[[Figures], float]) -> Callable[[Cell, str], float]:
-    return lambda cell, name: cell.mean(name, value_of) / min(cell.mean(arm, value_of) for arm in cell.figures)
+def _to_best(shown: Shown) -> Callable[[Cell, str], float]:
+    return lambda cell, name: cell.mean(name, shown) / min(cell.mean(arm, shown) for arm in cell.figures)
 
 
 def _chat_seconds(cell: Cell, name: str) -> float:
     """p99 of the first tokens of one-off turns, in prefills of a mean program."""
-    found = cell.mean(name, lambda figures: figures.one_off_first_token_seconds.p99)
-    return found / prefill_seconds(_scenario(cell)) if found else math.nan
+    found = cell.mean(name, _CHAT)
+    return found / _scenario(cell).prefill_seconds if found else math.nan
 
 
 GOALS = (
@@ -148,21 +136,21 @@ GOALS = (
         _DIAL,
         0.01,
         lambda cell: cell.pressure <= 0.5,
-        lambda cell, name: 1.0 - _to("affinity", lambda figures: figures.turns_per_minute)(cell, name),
+        lambda cell, name: 1.0 - _to("affinity", TURNS)(cell, name),
     ),
     _Goal(
         "1. no pressure: mean time to the first token, to no admission's",
         _DIAL,
         1.01,
         lambda cell: cell.pressure <= 0.5,
-        _to("affinity", lambda figures: figures.first_token_seconds.mean),
+        _to("affinity", _FIRST),
     ),
     _Goal(
         "1. no pressure: mean time of a turn, to no admission's",
         _DIAL,
         1.01,
         lambda cell: cell.pressure <= 0.5,
-        _to("affinity", lambda figures: figures.turn_seconds.mean),
+        _to("affinity", _TURN),
     ),
     _Goal("2. batch: throughput lost to the ceiling", (_BATCH,), 0.02, _is_pressed, _lost),
     _Goal("2. interactive: throughput lost to the ceiling", (_INTERACTIVE,), 0.10, _is_pressed, _lost),
@@ -176,28 +164,28 @@ GOALS = (
         (_INTERACTIVE,),
         0.01,
         _is_pressed,
-        lambda cell, _: _ahead(cell, _),
+        _ahead,
     ),
     _Goal(
         "5. batch: mean time of a program to first-come's",
         (_BATCH,),
         1.01,
         _is_pressed,
-        _to("first-come", lambda figures: figures.mean_program_seconds),
+        _to("first-come", _PROGRAM),
     ),
     _Goal(
         "5. batch, rollouts: makespan to the best arm's",
         (_BATCH,),
         1.05,
         lambda cell: cell.workload == "rl-rollout",
-        _to_best(lambda figures: figures.makespan_seconds or math.inf),
+        _to_best(_MAKESPAN),
     ),
     _Goal(
         "5. batch, rollouts: slowest group to the best arm's",
         (_BATCH,),
         1.05,
         lambda cell: cell.workload == "rl-rollout",
-        _to_best(_slowest_group),
+        _to_best(_GROUP),
     ),
     _Goal(
         "6. replicas: accounted KV, fullest less emptiest, in mean programs",
@@ -239,7 +227,9 @@ def goals_tables(cells: Sequence[Cell]) -> str:
     lines = ["### Goals", "", *markdown(("what", "at most", "met in", "worst"), rows), ""]
     for workload in dict.fromkeys(cell.workload for cell in cells):
         pressed = [cell for cell in cells if cell.workload == workload and _is_pressed(cell)]
-        names = [name for name in (*_PUBLISHED[:1], "pause-resume", *_DIAL) if any(name in c.figures for c in pressed)]
+        names = [
+            name for name in (*_PUBLISHED[:1], "pause-resume", *_DIAL) if any(name in c.figures for c in pressed)
+        ]
         heads = ("replicas", "pressure", "released", "K/R", "ceiling, turns/min", *names)
         lines += [f"### {workload}: L, H, M, Jain", "", *markdown(heads, [_row(cell, names) for cell in pressed]), ""]
     return "\n".join(lines)
@@ -251,15 +241,13 @@ def _row(cell: Cell, names: Sequence[str]) -> list[str]:
         if name not in cell.figures:
             told.append("-")
             continue
-        jain = 1.0 - _jain_missing(cell, name)
-        told.append(
-            f"{100 * _lost(cell, name):.1f} %, {cell.mean(name, _hold):,.0f} s, {merit(cell, name):.2f}, {jain:.2f}"
-        )
-    refill = f"{refill_seconds(_scenario(cell)):.0f} s"
+        lost, jain = 100 * _lost(cell, name), 1.0 - _jain_missing(cell, name)
+        told.append(f"{lost:.1f} %, {cell.mean(name, LONGEST_HOLD):,.0f} s, {merit(cell, name):.2f}, {jain:.2f}")
+    refill = f"{_scenario(cell).refill_seconds:.0f} s"
     return [str(cell.replicas), f"{_pressure(cell):.2f}", cell.released, refill, f"{cell.best:.1f}", *told]
 
 
-def write_goals(page: Path, arms: Mapping[str, str], cells: Sequence[Cell]) -> None:
+def write_goals(page: Path, cells: Sequence[Cell]) -> None:
     """Put the tables between the marks of the page.
 
     Raises:

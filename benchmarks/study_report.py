@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
 from thunderagent.simulator.figures import Figures
+from thunderagent.simulator.shown import BOUND, JAIN, LONGEST_HOLD, TURNS, Shown
 from thunderagent.simulator.study import Task, estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Cell", "over_the_bound", "write_docs", "write_results"]
+__all__ = ["Cell", "markdown", "over_the_bound", "write_docs", "write_results"]
 
 _BOUND = 1.0 + 1e-6
 _BEGIN, _END = "<!-- study: begin -->", "<!-- study: end -->"
@@ -39,21 +40,26 @@ class Cell:
             self, figures={name: tuple(results[task] for task in tasks) for name, tasks in self.tasks.items()}
         )
 
-    def mean(self, name: str, value_of: Callable[[Figures], float]) -> float:
+    def mean(self, name: str, shown: Shown) -> float:
         """Of an arm, over seeds."""
-        return estimate([value_of(figures) for figures in self.figures[name]]).mean
+        return estimate(shown.values(self.figures[name])).mean
 
     @property
     def best(self) -> float:
         """Turns per minute of the arm that makes most."""
-        return max(self.mean(name, _turns) for name in self.figures)
+        return max(self.mean(name, TURNS) for name in self.figures)
 
     def ratio(self, name: str) -> float:
         """An arm's turns per minute to the best one's."""
-        return self.mean(name, _turns) / self.best
+        return self.mean(name, TURNS) / self.best
+
+    @property
+    def released(self) -> str:
+        """Which programs are."""
+        return {1.0: "all", 0.0: "none"}.get(self.release_ratio, f"{100 * self.release_ratio:g} %")
 
     def __str__(self) -> str:
-        return f"{self.workload}, {self.replicas} replicas, pressure {self.pressure:g}, {_released(self)} released"
+        return f"{self.workload}, {_engines(self.replicas)}, pressure {self.pressure:g}, {self.released} released"
 
 
 def over_the_bound(cells: Sequence[Cell]) -> list[str]:
@@ -106,7 +112,7 @@ def write_docs(page: Path, folder: Path, arms: Mapping[str, str], cells: Sequenc
         name = _picture(replicas)
         (images / name).write_bytes((folder / name).read_bytes())
         pictures.append(f"![Policies on {_engines(replicas)}](images/{name})\n")
-    names = "\n".join(_markdown(["in the tables", "policy"], [[name, f"`{arm}`"] for name, arm in arms.items()]))
+    names = "\n".join(markdown(["in the tables", "policy"], [[name, f"`{arm}`"] for name, arm in arms.items()]))
     before, _, rest = text.partition(_BEGIN)
     after = rest.partition(_END)[2]
     shown = "\n".join([names, "", *pictures, _tables(cells)])
@@ -137,10 +143,10 @@ def _summary(cells: Sequence[Cell]) -> list[str]:
                 _ratio(min(free, default=None)),
                 _ratio(min(ratios, default=None)),
                 _ratio(_mean(ratios)),
-                _ratio(_mean([cell.mean(name, _bound) for cell in pressed])),
-                _ratio(min((cell.mean(name, _jain) for cell in pressed), default=None)),
-                _ratio(_mean([cell.mean(name, _jain) for cell in pressed])),
-                _seconds(_mean([cell.mean(name, _hold) for cell in pressed])),
+                _ratio(_mean([cell.mean(name, BOUND) for cell in pressed])),
+                _ratio(min((cell.mean(name, JAIN) for cell in pressed), default=None)),
+                _ratio(_mean([cell.mean(name, JAIN) for cell in pressed])),
+                _seconds(_mean([cell.mean(name, LONGEST_HOLD) for cell in pressed])),
             ]
         )
     heads = (
@@ -153,7 +159,7 @@ def _summary(cells: Sequence[Cell]) -> list[str]:
         "mean Jain",
         "mean longest hold",
     )
-    return _markdown(heads, rows)
+    return markdown(heads, rows)
 
 
 def _workload(cells: Sequence[Cell]) -> list[str]:
@@ -162,17 +168,18 @@ def _workload(cells: Sequence[Cell]) -> list[str]:
     rows = []
     for cell in cells:
         sessions = next(iter(cell.tasks.values()))[0].scenario.sessions
-        row = [str(cell.replicas), f"{cell.pressure:g}", _released(cell), str(sessions), f"{cell.best:.1f}"]
+        row = [str(cell.replicas), f"{cell.pressure:g}", cell.released, str(sessions), f"{cell.best:.1f}"]
         for name in names:
             told = "-"
             if name in cell.figures:
-                told = f"{cell.ratio(name):.2f}, {_seconds(cell.mean(name, _hold))}"
+                told = f"{cell.ratio(name):.2f}, {_seconds(cell.mean(name, LONGEST_HOLD))}"
             row.append(told)
         rows.append(row)
-    return _markdown(("replicas", "pressure", "released", "sessions", "best turns/min", *names), rows)
+    return markdown(("replicas", "pressure", "released", "sessions", "best turns/min", *names), rows)
 
 
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table's lines."""
     return [_line(heads), _line(["---"] * len(heads)), *(_line(row) for row in rows)]
 
 
@@ -186,10 +193,6 @@ def _ratio(value: float | None) -> str:
 
 def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f} s"
-
-
-def _released(cell: Cell) -> str:
-    return {1.0: "all", 0.0: "none"}.get(cell.release_ratio, f"{100 * cell.release_ratio:g} %")
 
 
 def _engines(replicas: int) -> str:
@@ -223,35 +226,16 @@ def _draw(cells: Sequence[Cell], replicas: int) -> Figure:
         for name in dict.fromkeys(name for cell in of_it for name in cell.figures):
             drawn = [cell for cell in of_it if name in cell.figures]
             places = [cell.pressure for cell in drawn]
-            panels[0][column].plot(places, [cell.mean(name, _turns) for cell in drawn], marker=".", label=name)
-            panels[1][column].plot(places, [cell.mean(name, _hold) for cell in drawn], marker=".")
+            panels[0][column].plot(places, [cell.mean(name, TURNS) for cell in drawn], marker=".", label=name)
+            panels[1][column].plot(places, [cell.mean(name, LONGEST_HOLD) for cell in drawn], marker=".")
         panels[0][column].set_title(workload, fontsize=9)
         panels[1][column].set_xlabel("pressure")
         for row in (0, 1):
             panels[row][column].set_ylim(bottom=0.0)
             panels[row][column].grid(alpha=0.3)
-    panels[0][0].set_ylabel("turns per minute")
-    panels[1][0].set_ylabel("longest hold, p95 of programs, s")
+    panels[0][0].set_ylabel(TURNS.title)
+    panels[1][0].set_ylabel(LONGEST_HOLD.title)
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
     figure.suptitle(f"Simulated, {_engines(replicas)}, every program released", fontsize=10)
     return figure
-
-
-# Figures
-
-
-def _turns(figures: Figures) -> float:
-    return figures.turns_per_minute
-
-
-def _bound(figures: Figures) -> float:
-    return figures.bound_share
-
-
-def _jain(figures: Figures) -> float:
-    return figures.jain_of_progress
-
-
-def _hold(figures: Figures) -> float:
-    return figures.longest_hold_p95_seconds

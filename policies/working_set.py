@@ -17,7 +17,7 @@ from policies.pause_resume import PauseResume
 from policies.pause_resume_settings import Settings
 from thunderagent.policy import OptionError
 
-__all__ = ["DIAL", "Options", "WorkingSet"]
+__all__ = ["DIAL", "ROTATION_SHARE", "Options", "WorkingSet"]
 
 DIAL: Mapping[str, float] = {"batch": 0.0, "balanced": 0.5, "interactive": 1.0}
 """Positions of the dial that have a name."""

@@ -17,7 +17,13 @@ from thunderagent.simulator.scenario import Arm, Scenario
 from thunderagent.simulator.scenario import run as simulate
 
 TINY = Grid(
-    {"none": "affinity", "ours": "pause-resume"}, (1,), ((0.5, 1.0), (2.0, 0.0)), 1, ("swe-agent",), 120.0, 20.0
+    {"none": "affinity", "ours": "pause-resume"},
+    (1,),
+    ((0.5, 1.0), (2.0, 0.0)),
+    1,
+    ("swe-agent",),
+    (100.0, 100.0),
+    warmup_seconds=20.0,
 )
 
 

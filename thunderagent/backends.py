@@ -15,6 +15,7 @@ from thunderagent.core import events
 from thunderagent.core.events import Event
 from thunderagent.core.ids import BackendId
 from thunderagent.core.usage import Outcome
+from thunderagent.health import FAILED_LOOK_SECONDS, FAILURES, LOOK_SECONDS, Health
 from thunderagent.upstream.client import BackendClient, ForwardFailed, normalise_base_url
 from thunderagent.upstream.readers import READERS
 from thunderagent.upstream.reading import BackendObservation, Reader
@@ -28,11 +29,6 @@ _T = TypeVar("_T")
 BACKEND_TYPES = tuple(READERS)
 """What a backend may be said to be: it decides which of its pages are looked at, and how they are read."""
 
-_EJECTION_TURNS = 5
-"""So many turns in a row that ended in an error of the backend take it out, however healthy it looks: it always
-looks emptiest, and would be given every new program."""
-_EJECTION_SECONDS = 10.0
-_MAX_EJECTION_SECONDS = 120.0
 _FAULTS = (Outcome.BACKEND_ERROR, Outcome.BACKEND_DISCONNECTED)
 
 
@@ -59,13 +55,11 @@ class BackendConfig:
 
 @frozen
 class WatchSettings:
-    """How backends are watched; wall seconds."""
+    """How backends are watched; wall seconds. See ``health.py``."""
 
-    interval_seconds: float = 5.0
-    failed_interval_seconds: float = 1.0
-    """Between looks at a backend that fails."""
-    failures: int = 3
-    """So many failed looks or connections in a row make a backend failed; slowness alone never does."""
+    interval_seconds: float = LOOK_SECONDS
+    failed_interval_seconds: float = FAILED_LOOK_SECONDS
+    failures: int = FAILURES
     capacity_tokens: int | None = None
     """Used instead of what the backend says."""
     backend_type: str = "vllm"
@@ -79,17 +73,8 @@ class WatchedBackend:
     config: BackendConfig
     client: BackendClient
     reader: Reader
-    failures: int = 0
-    """Failed looks, and connections that were not made, in a row."""
-    is_turn_counted: bool = False
-    """A connection that was not made was counted since the last look: however many fail at once, they are one."""
-    is_failed: bool = False
-    failed_turns: int = 0
-    """Turns in a row that ended in an error of the backend."""
-    ejection_seconds: float = _EJECTION_SECONDS
-    """How long the next ejection lasts; twice as long each time until a turn completes."""
-    ejected_until: float | None = None
-    """On the pool's clock: no look makes it recover before that. None: it failed otherwise, or not at all."""
+    health: Health
+    """By the pool's clock."""
     running: int = 0
     """Requests that use the client; the client of a removed backend is closed after the last one."""
     is_removed: bool = False
@@ -130,7 +115,8 @@ class BackendPool:
     def add(self, config: BackendConfig) -> WatchedBackend:
         """Add a backend and begin to watch it. Inside a running loop; the id must be new."""
         reader = READERS[config.type or self.settings.backend_type]()
-        entry = WatchedBackend(config, BackendClient(config.url, config.api_key, ssl=_ssl(config)), reader)
+        client = BackendClient(config.url, config.api_key, ssl=_ssl(config))
+        entry = WatchedBackend(config, client, reader, Health(self.settings.failures))
         self.watched[config.id] = entry
         self.send(events.BackendAdded(config.id, None, self.settings.capacity_tokens))
         entry.task = asyncio.create_task(self._watch(entry), name=f"watch {config.id}")
@@ -194,35 +180,27 @@ class BackendPool:
         self._retired.clear()
 
     def note_answer(self, entry: WatchedBackend) -> None:
-        """A turn was answered: failures before it were not in a row."""
-        if not entry.is_failed:
-            entry.failures = 0
+        """A turn's answer began."""
+        entry.health.answer_began()
 
     def note_failure(self, entry: WatchedBackend, error: ForwardFailed) -> None:
-        """A turn got no answer: look at once. A connection that was not made counts, once between two looks."""
+        """A turn got no answer: look at once."""
         if entry.is_removed:
             return
-        if not error.sent and not entry.is_turn_counted:
-            entry.is_turn_counted = True
-            self._count_failure(entry, str(error))
+        if not error.sent:
+            entry.last_error = str(error)
+            if entry.health.connection_failed():
+                self._fail(entry, str(error))
         entry.look_now.set()
 
     def note_outcome(self, entry: WatchedBackend, outcome: Outcome) -> None:
-        """A turn that was answered is over. Several errors of the backend in a row take it out for a while, if the
-        others can take over; what its clients did wrong, or that they left, says nothing."""
+        """A turn that was answered is over. What its client did wrong, or that it left, says nothing."""
         if outcome is Outcome.COMPLETED:
-            entry.failed_turns, entry.ejection_seconds = 0, _EJECTION_SECONDS
-        elif outcome in _FAULTS and not entry.is_failed and not entry.is_removed:
-            entry.failed_turns += 1
-            if entry.failed_turns >= _EJECTION_TURNS and self.can_spare(entry.config.id):
-                self._eject(entry)
-
-    def _eject(self, entry: WatchedBackend) -> None:
-        entry.ejected_until = self.now() + entry.ejection_seconds
-        entry.ejection_seconds = min(_MAX_EJECTION_SECONDS, 2 * entry.ejection_seconds)
-        error = f"{entry.failed_turns} turns in a row failed"
-        entry.failed_turns = 0
-        self._fail(entry, error)
+            entry.health.turn_completed()
+        elif outcome in _FAULTS and not entry.is_removed:
+            in_a_row = entry.health.failed_turns + 1
+            if entry.health.turn_failed(self.now(), lambda: self.can_spare(entry.config.id)):
+                self._fail(entry, f"{in_a_row} turns in a row failed")
 
     async def _close_retired(self, entry: WatchedBackend) -> None:
         await _stop(entry.task)
@@ -236,29 +214,24 @@ class BackendPool:
                 self._take(entry, await observe(entry.client, entry.reader))
             except Exception:  # a bug in reading a page must not end the watch
                 _log.exception("backend.look_failed", backend=entry.config.id)
+                entry.health.look(None, self.now())
             if entry.observed_at is None and not entry.first_look.is_set():
                 _log.warning("backend.not_reached", backend=entry.config.id, error=entry.last_error)
-            entry.is_turn_counted = False
             entry.first_look.set()
-            settings = self.settings
-            failing = entry.is_failed or entry.failures > 0
-            pause_seconds = settings.failed_interval_seconds if failing else settings.interval_seconds
-            if not failing:
-                await _sleep_unless(entry.look_now, pause_seconds)
+            if entry.health.is_failing:
+                await asyncio.sleep(self.settings.failed_interval_seconds)
             else:
-                await asyncio.sleep(pause_seconds)
+                await _sleep_unless(entry.look_now, self.settings.interval_seconds)
 
     def _take(self, entry: WatchedBackend, scrape: Scrape) -> None:
         """Turn one look into events."""
         if not scrape.healthy:
-            if not scrape.timed_out:
-                self._count_failure(entry, "; ".join(scrape.errors) or "not healthy")
-            else:
-                entry.last_error = "; ".join(scrape.errors)
+            entry.last_error = "; ".join(scrape.errors) or "not healthy"
+            if entry.health.look(None if scrape.timed_out else False, self.now()):
+                self._fail(entry, entry.last_error)
             return
-        entry.failures, entry.observation = 0, scrape.observation
-        is_ejected = entry.ejected_until is not None and self.now() < entry.ejected_until
-        if not is_ejected:
+        entry.observation = scrape.observation
+        if not entry.health.is_ejected(self.now()):
             entry.last_error = "; ".join(scrape.errors) or None
         entry.observed_at = time.time()
         seen = scrape.observation
@@ -283,21 +256,14 @@ class BackendPool:
             remedy = "--capacity-tokens; nothing is held for it until then"
             say = _log.warning if entry.reader.tells_capacity else _log.info
             say("backend.capacity_unknown", backend=entry.config.id, remedy=remedy)
-        if entry.is_failed and not is_ejected:
-            entry.is_failed, entry.ejected_until = False, None
+        if entry.health.look(True, self.now()):
             _log.info("backend.recovered", backend=entry.config.id)
             self.send(events.BackendRecovered(entry.config.id))
-        if self.follow is not None and entry.follow_task is None and not entry.is_failed:
+        if self.follow is not None and entry.follow_task is None and not entry.health.is_failed:
             entry.follow_task = self.own(self.follow(entry), f"follow {entry.config.id}")
 
-    def _count_failure(self, entry: WatchedBackend, error: str) -> None:
-        entry.failures += 1
-        entry.last_error = error
-        if entry.failures >= self.settings.failures and not entry.is_failed:
-            self._fail(entry, error)
-
     def _fail(self, entry: WatchedBackend, error: str) -> None:
-        entry.is_failed, entry.last_error = True, error
+        entry.last_error = error
         _stop_following(entry)
         _log.warning("backend.failed", backend=entry.config.id, error=error)
         self.send(events.BackendFailed(entry.config.id, error))

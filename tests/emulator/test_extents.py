@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import pytest
+from attrs import define
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,6 +44,7 @@ def both_step(pair: tuple[Engine, Engine]) -> bool:
     durations = [engine.begin_step() for engine in pair]
     assert durations[0] == durations[1]
     assert repr(state(pair[0])) == repr(state(pair[1]))
+    assert not pair[0].cache._twins, "the load computes a block that is cached"
     if durations[0] is None:
         return False
     outputs = [engine.end_step() for engine in pair]
@@ -73,36 +76,62 @@ def loads(draw: st.DrawFn) -> tuple[dict[str, Any], list[list[tuple[int, int, in
     return options, draw(st.lists(st.lists(turn, max_size=2), min_size=1, max_size=40))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@define(eq=False)
+class Conversation:
+    """What its turns are made of. Each name stands for the same content wherever it occurs: a block never gets
+    another one, or one in another place."""
+
+    number: int
+    history_tokens: int = 0
+    stretches: tuple[tuple[Hashable, int], ...] = ()
+    """Blocks that the history begins with, before the last stretch."""
+    lives: int = 0
+    """Of last stretches."""
+
+    def path(self, prompt_tokens: int, named_tokens: int) -> Path:
+        """Of a turn, with so much of its answer named."""
+        if not self.history_tokens:
+            self.stretches = (("system", min(prompt_tokens - 1, 8 + 10 * (self.number % 2)) // BLOCK),)
+        return Path((*self.stretches, self._last((prompt_tokens + named_tokens) // BLOCK)))
+
+    def leave_behind(self) -> None:
+        """What was computed beyond the history belongs to it no more: what follows is other content."""
+        self.stretches = (*self.stretches, self._last(self.history_tokens // BLOCK)) if self.history_tokens else ()
+        self.lives += 1
+
+    def _last(self, blocks: int) -> tuple[Hashable, int]:
+        return (self.number, self.lives), blocks - sum(size for _, size in self.stretches)
+
+
+@settings(max_examples=150, deadline=None)
 @given(loads())
 def test_same_steps_as_block_by_block(load: tuple[dict[str, Any], list[Any]]) -> None:
     """Hits, evictions, preemptions and order, for conversations with a shared beginning and an end of their own; some
-    lose part of their history. Nothing is computed twice at a time: the beginning fits a chunk and is not a prompt's
-    all, whose last token would be computed again."""
+    lose part of their history. Nothing is computed while it is cached: the beginning fits a chunk and is not a
+    prompt's all, whose last token would be computed again."""
     options, steps = load
     pair = engines(**options)
-    histories = dict.fromkeys(range(6), 0)
-    lives = dict.fromkeys(range(6), 0)
+    conversations = [Conversation(number) for number in range(6)]
     count = 0
     for turns in steps:
         for program, appended, output, priority, named, is_aborted in turns:
             if any(program == int(one.request.id.split("-")[0]) for one in pair[0]._by_id.values()):
                 continue  # one turn of a conversation at a time
-            prompt = histories[program] + appended
-            if prompt + output > 20 * BLOCK:
-                histories[program], lives[program] = 0, lives[program] + 1
-                prompt = appended
-            shared = min(prompt - 1, 8 + 10 * (program % 2)) // BLOCK
-            ends = (prompt + min(named, output)) // BLOCK
-            path = Path((("system", shared), ((program, lives[program]), ends - shared)))
+            conversation = conversations[program]
+            if conversation.history_tokens + appended + output > 20 * BLOCK:
+                conversation.history_tokens = 0
+                conversation.leave_behind()
+            prompt = conversation.history_tokens + appended
+            path = conversation.path(prompt, min(named, output))
             count += 1
             for engine in pair:
                 engine.add(EngineRequest(f"{program}-{count}", prompt, output, path, priority))
             if is_aborted:
                 both_step(pair)
                 assert len({engine.abort(f"{program}-{count}") for engine in pair}) == 1
+                conversation.leave_behind()
             else:
-                histories[program] = prompt + min(named, output)
+                conversation.history_tokens = prompt + min(named, output)
         both_step(pair)
     while both_step(pair):
         pass

@@ -68,9 +68,9 @@ async def test_burst_of_failed_connections_counts_once(stack: Stack) -> None:
     seen_at = entry.observed_at
     for _ in range(10):
         pool.note_failure(entry, REFUSED)
-    assert (entry.failures, entry.is_failed) == (1, False)
+    assert (entry.health.failures, entry.health.is_failed) == (1, False)
     await until(lambda: entry.observed_at != seen_at)
-    assert (entry.failures, entry.is_failed, available(router)) == (0, False, [fake.url])
+    assert (entry.health.failures, entry.health.is_failed, available(router)) == (0, False, [fake.url])
 
 
 async def test_failed_connections_with_failed_looks_between_take_a_backend_out(stack: Stack) -> None:

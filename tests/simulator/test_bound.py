@@ -13,7 +13,7 @@ from schedules import Schedule, every_schedule
 from simulations import PLAIN, arrival, simulate, talk
 
 from thunderagent.emulator.timing import Preset, TimingModel
-from thunderagent.simulator.figures import figures_of
+from thunderagent.simulator.counting import figures_of
 from thunderagent.simulator.programs import Conversation, Shared
 from thunderagent.simulator.records import Records
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from simulations import PLAIN, arrival, simulate, talk
 
-from thunderagent.simulator.figures import Figures, Quantiles, figures_of, jain_index, quantile
+from thunderagent.simulator.counting import figures_of
+from thunderagent.simulator.figures import Figures, Quantiles, jain_index, quantile
 from thunderagent.simulator.programs import Arrival, Conversation, Program, Shared, TurnPlan
 from thunderagent.simulator.study import estimate, paired_ratio
 

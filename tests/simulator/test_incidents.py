@@ -9,12 +9,11 @@ import pytest
 from attrs import evolve
 from simulations import PLAIN, arrival, simulate, talk
 
-from thunderagent import backends
 from thunderagent.core import events
 from thunderagent.core.ids import BackendId
 from thunderagent.errors import ConfigError
-from thunderagent.simulator import watch
-from thunderagent.simulator.figures import figures_of
+from thunderagent.health import LOOK_SECONDS
+from thunderagent.simulator.counting import figures_of
 from thunderagent.simulator.incidents import Addition, Failure, Incident, parse_addition, parse_failure
 from thunderagent.simulator.records import OpenTurn
 from thunderagent.simulator.scenario import Scenario, parse_arm, run
@@ -69,16 +68,9 @@ def test_replica_that_cuts_five_answers_is_taken_out_at_once() -> None:
     assert len(records.ended_at) == 24
 
 
-def test_rules_of_the_watch_are_the_daemons() -> None:
-    """Its numbers."""
-    settings = backends.WatchSettings()
-    assert settings.interval_seconds == Simulation.__attrs_attrs__.observe_seconds.default  # type: ignore[attr-defined]
-    assert (settings.failed_interval_seconds, settings.failures) == (watch.FAILED_LOOK_SECONDS, watch.FAILURES)
-    assert backends._EJECTION_TURNS == watch.EJECTION_TURNS
-    assert (backends._EJECTION_SECONDS, backends._MAX_EJECTION_SECONDS) == (
-        watch.EJECTION_SECONDS,
-        watch.MAX_EJECTION_SECONDS,
-    )
+def test_looks_are_as_far_apart_as_the_daemons() -> None:
+    """And all other rules are the same objects."""
+    assert Simulation.__attrs_attrs__.observe_seconds.default == LOOK_SECONDS  # type: ignore[attr-defined]
 
 
 def test_replica_comes_back_empty() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from thunderagent.simulator.incidents import Addition, Failure, Incident, parse_
 from thunderagent.simulator.perturbation import changed_of, parse_perturbation
 from thunderagent.simulator.report import Series, check_outputs, write_html, write_plot
 from thunderagent.simulator.scenario import Arm, Scenario, parse_arm
+from thunderagent.simulator.shown import ALWAYS, IF_ANY, TURNS, Shown
 from thunderagent.simulator.study import Task, estimate, paired_ratio, run_all, tasks_of
 from thunderagent.simulator.workloads import WORKLOADS
 from thunderagent.trace import TraceError, read_trace
@@ -34,48 +35,6 @@ _SWEEPS = {"sessions": int, "replicas": int, "kv-tokens": int, "pressure": float
 
 _FIELDS = {"kv-tokens": "kv_tokens", "release": "release_ratio"}
 """Those that a scenario calls otherwise."""
-
-Row = tuple[str, Callable[[Figures], float | None]]
-
-_ROWS: tuple[Row, ...] = (
-    ("turns/min", lambda figures: figures.turns_per_minute),
-    ("output tokens/s", lambda figures: figures.output_tokens_per_second),
-    ("share of the bound", lambda figures: figures.bound_share),
-    ("hit rate", lambda figures: figures.hit_rate),
-    ("recomputed tokens", lambda figures: figures.recomputed_tokens),
-    ("KV held by idle programs", lambda figures: figures.idle_kv_share),
-    ("first token p50 s", lambda figures: figures.first_token_seconds.p50),
-    ("first token p90 s", lambda figures: figures.first_token_seconds.p90),
-    ("first token p99 s", lambda figures: figures.first_token_seconds.p99),
-    ("turn p50 s", lambda figures: figures.turn_seconds.p50),
-    ("turn p90 s", lambda figures: figures.turn_seconds.p90),
-    ("turn p99 s", lambda figures: figures.turn_seconds.p99),
-    ("turn max s", lambda figures: figures.turn_seconds.most),
-    ("holds", lambda figures: figures.holds),
-    ("held at the end", lambda figures: figures.open_holds),
-    ("hold mean s", lambda figures: figures.hold_seconds.mean),
-    ("hold max s", lambda figures: figures.hold_seconds.most),
-    ("longest hold, p95 of programs, s", lambda figures: figures.longest_hold_p95_seconds),
-    ("turns within the target", lambda figures: figures.turns_within_target),
-    ("programs within the target", lambda figures: figures.programs_within_target),
-    ("progress", lambda figures: figures.progress),
-    ("Jain index of progress", lambda figures: figures.jain_of_progress),
-    ("program mean s", lambda figures: figures.mean_program_seconds),
-    ("pauses", lambda figures: figures.pauses),
-    ("moves", lambda figures: figures.moves),
-)
-_ROWS_IF_ANY: tuple[Row, ...] = (
-    ("forced in", lambda figures: figures.forced),
-    ("expired", lambda figures: figures.expired),
-    ("refused turns", lambda figures: figures.refused),
-    ("clients vanished", lambda figures: figures.programs_vanished),
-    ("turns cut off, asked again", lambda figures: figures.cut),
-    ("turns sent elsewhere", lambda figures: figures.resent),
-    ("decisions rejected", lambda figures: figures.rejected_decisions),
-    ("engine preemptions", lambda figures: figures.preemptions),
-    ("makespan s", lambda figures: figures.makespan_seconds),
-    ("slowest group s", lambda figures: figures.group_seconds.most),
-)
 
 
 @click.command("simulate")
@@ -297,22 +256,20 @@ def _table(results: dict[Task, Figures], scenario: Scenario, arms: Sequence[Arm]
     """A row per figure, a column per policy."""
     columns = [_column(results, scenario, arm) for arm in arms]
     every = [figures for column in columns for figures in column]
-    rows = [*_ROWS, *(row for row in _ROWS_IF_ANY if any(row[1](figures) for figures in every))]
     table = [["", *(str(arm) for arm in arms)]]
-    for title, value_of in rows:
-        cells = [[value_of(figures) for figures in column] for column in columns]
-        table.append([title, *map(_cell, cells)])
-        if title == "turns/min" and len(arms) > 1:
-            rates = [[figures.turns_per_minute for figures in column] for column in columns]
+    for shown in (*ALWAYS, *(row for row in IF_ANY if any(row.values(every)))):
+        table.append([shown.title, *(_cell(shown, column) for column in columns)])
+        if shown is TURNS and len(arms) > 1:
+            rates = [shown.values(column) for column in columns]
             ratios = [paired_ratio(each, rates[0]) for each in rates]
             table.append([f"  to {arms[0]}", *("-" if each is None else str(each) for each in ratios)])
     return table
 
 
-def _cell(values: Sequence[float | None]) -> str:
+def _cell(shown: Shown, runs: Sequence[Figures]) -> str:
     """The estimate; - where a run has no such figure."""
-    known = [value for value in values if value is not None]
-    return str(estimate(known)) if len(known) == len(values) else "-"
+    values = shown.values(runs)
+    return str(estimate(values)) if len(values) == len(runs) else "-"
 
 
 def _heading(scenario: Scenario, seeds: int) -> str:

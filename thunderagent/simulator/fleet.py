@@ -1,4 +1,8 @@
-"""The replicas: some die, come back empty or join later; the scheduler is told when the router would learn of it."""
+"""The replicas: some die, come back empty or join later; the scheduler is told when the router would learn of it.
+
+A process that died refuses connections. The router notices at its looks and at turns that it forwards there, and
+judges by ``Health``, as the daemon does.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,23 @@ from thunderagent.core import events
 from thunderagent.core.ids import BackendId, TurnId
 from thunderagent.core.scheduler import Scheduler
 from thunderagent.emulator.leaping import LeapingEngine
+from thunderagent.health import FAILED_LOOK_SECONDS, Health
 from thunderagent.simulator.incidents import Addition, Failure, Incident, in_order
 from thunderagent.simulator.perturbation import Perturbation
 from thunderagent.simulator.replica import Replica
-from thunderagent.simulator.watch import FAILED_LOOK_SECONDS, Watch
 
 __all__ = ["Fleet"]
 
 MODELS = ("model",)
+
+
+@define(eq=False)
+class _Watch:
+    """What the router knows of one replica."""
+
+    health: Health = field(factory=Health)
+    is_look_due: bool = False
+    """A look out of turn is coming."""
 
 
 @define(eq=False)
@@ -40,7 +53,7 @@ class Fleet:
     index: dict[BackendId, int] = field(factory=dict)
     absent: list[tuple[float, float]] = field(factory=list)
     """(from, to) of each time in which a replica was not there."""
-    _watches: list[Watch] = field(factory=list)
+    _watches: list[_Watch] = field(factory=list)
 
     def grow(self) -> Replica:
         """One replica more; the scheduler is not told."""
@@ -48,7 +61,7 @@ class Fleet:
         replica = Replica(BackendId(f"replica-{number}"), self.engine(), self.progress_seconds)
         self.replicas.append(replica)
         self.index[replica.id] = number
-        self._watches.append(Watch())
+        self._watches.append(_Watch())
         return replica
 
     def told_capacity(self, replica: Replica) -> int:
@@ -71,7 +84,7 @@ class Fleet:
 
     def refuse_connection(self, number: int) -> None:
         """A turn was sent to a replica that is dead."""
-        self._tell(number, self._watches[number].connection_refused())
+        self._tell(number, self._watches[number].health.connection_failed())
         self._look_soon(number)
 
     def turn_broke_off(self, number: int, *, is_begun: bool) -> None:
@@ -79,12 +92,12 @@ class Fleet:
         if not is_begun:
             self._look_soon(number)
             return
-        watch, available = self._watches[number], self.scheduler.cluster.backends
-        self._tell(number, watch.answer_broke_off(self.now(), can_spare=len(available) > 1))
+        health, available = self._watches[number].health, self.scheduler.cluster.backends
+        self._tell(number, health.turn_failed(self.now(), lambda: len(available) > 1))
 
     def turn_completed(self, number: int) -> None:
         """On a replica."""
-        self._watches[number].turn_completed()
+        self._watches[number].health.turn_completed()
 
     def _join(self, replicas: int) -> None:
         for _ in range(replicas):
@@ -136,8 +149,8 @@ class Fleet:
         replica, watch = self.replicas[number], self._watches[number]
         if replica.is_up:
             self._observe(replica)
-        self._tell(number, watch.look(replica.is_up, self.now()))
-        if watch.is_failing and not watch.is_look_due:
+        self._tell(number, watch.health.look(replica.is_up, self.now()))
+        if watch.health.is_failing and not watch.is_look_due:
             watch.is_look_due = True
             self.at(self.now() + FAILED_LOOK_SECONDS, self._look_again, number)
 
@@ -145,7 +158,7 @@ class Fleet:
         if not is_changed:
             return
         backend = self.replicas[number].id
-        if self._watches[number].is_failed:
+        if self._watches[number].health.is_failed:
             self.handle(events.BackendFailed(backend, "it does not answer"))
         else:
             self.handle(events.BackendRecovered(backend))

@@ -5,11 +5,12 @@ Tokens and tool times do not depend on the schedule, so that policies are compar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
 
-from attrs import frozen
+from attrs import evolve, frozen
 
-__all__ = ["Arrival", "Conversation", "Program", "Shared", "TurnPlan"]
+__all__ = ["Arrival", "Conversation", "Program", "Shared", "TurnPlan", "with_programs"]
 
 
 @frozen
@@ -82,3 +83,16 @@ class Arrival:
     programs: Iterator[Program]
     releases: Iterator[bool]
     """Whether the client releases its next program."""
+
+
+def with_programs(
+    arrivals: Sequence[Arrival], key: str, change: Callable[[Program, random.Random], Program]
+) -> Sequence[Arrival]:
+    """The same sessions, of programs as ``change`` has them: it is called with each in its turn, and with the
+    session's own source of chance, which depends on ``key`` and the session alone."""
+
+    def changed(arrival: Arrival) -> Arrival:
+        chance = random.Random(f"{key} {arrival.session}")
+        return evolve(arrival, programs=(change(program, chance) for program in arrival.programs))
+
+    return [changed(arrival) for arrival in arrivals]

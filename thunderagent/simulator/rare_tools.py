@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from attrs import evolve
 
-from thunderagent.simulator.programs import Arrival, Conversation, Program
+from thunderagent.simulator.programs import Arrival, Conversation, Program, with_programs
 
 __all__ = ["with_rare_tools"]
 
@@ -17,20 +17,13 @@ _SHARE = 0.01
 def with_rare_tools(arrivals: Sequence[Arrival], seconds: float, seed: int) -> Sequence[Arrival]:
     """The same sessions, in which one tool call of a hundred, drawn from the seed, takes ``seconds``. What passes
     after one-off turns is no tool."""
-    return [
-        evolve(
-            arrival, programs=_programs(arrival.programs, seconds, random.Random(f"tools {seed} {arrival.session}"))
-        )
-        for arrival in arrivals
-    ]
 
-
-def _programs(programs: Iterator[Program], seconds: float, chance: random.Random) -> Iterator[Program]:
-    for program in programs:
+    def change(program: Program, chance: random.Random) -> Program:
         if program.is_one_off:
-            yield program
-        else:
-            yield evolve(program, conversation=_conversation(program.conversation, seconds, chance))
+            return program
+        return evolve(program, conversation=_conversation(program.conversation, seconds, chance))
+
+    return with_programs(arrivals, f"tools {seed}", change)
 
 
 def _conversation(conversation: Conversation, seconds: float, chance: random.Random) -> Conversation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from attrs import frozen
 
 from thunderagent.errors import ConfigError
 from thunderagent.simulator.figures import Figures
+from thunderagent.simulator.shown import HIT_RATE, JAIN, LONGEST_HOLD, TURNS, Shown
 from thunderagent.simulator.study import estimate
 
 if TYPE_CHECKING:
@@ -19,12 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Series", "check_outputs", "write_html", "write_plot"]
 
-_PANELS: tuple[tuple[str, Callable[[Figures], float]], ...] = (
-    ("turns per minute", lambda figures: figures.turns_per_minute),
-    ("prefix hit rate", lambda figures: figures.hit_rate),
-    ("longest hold, 95th percentile of programs, s", lambda figures: figures.longest_hold_p95_seconds),
-    ("Jain index of progress", lambda figures: figures.jain_of_progress),
-)
+_PANELS = (TURNS, HIT_RATE, LONGEST_HOLD, JAIN)
 
 
 @frozen
@@ -88,9 +84,9 @@ def _draw(series: Sequence[Series], swept: str, title: str) -> Figure:
     from matplotlib.figure import Figure as NewFigure
 
     figure = NewFigure(figsize=(10, 7.5), layout="constrained")
-    for axes, (name, value_of) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
-        (_draw_curves if swept else _draw_bars)(axes, series, value_of)
-        axes.set_title(name, fontsize=10)
+    for axes, shown in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+        (_draw_curves if swept else _draw_bars)(axes, series, shown)
+        axes.set_title(shown.title, fontsize=10)
         axes.set_ylim(bottom=0.0)
         axes.grid(axis="y", alpha=0.3)
         if swept:
@@ -101,10 +97,10 @@ def _draw(series: Sequence[Series], swept: str, title: str) -> Figure:
     return figure
 
 
-def _draw_curves(axes: Any, series: Sequence[Series], value_of: Callable[[Figures], float]) -> None:
+def _draw_curves(axes: Any, series: Sequence[Series], shown: Shown) -> None:
     for each in series:
         places = [place for place, _ in each.points]
-        found = [estimate([value_of(figures) for figures in seeds]) for _, seeds in each.points]
+        found = [estimate(shown.values(seeds)) for _, seeds in each.points]
         (line,) = axes.plot(places, [one.mean for one in found], marker="o", label=each.name)
         if all(one.half_width is not None for one in found):
             low = [one.mean - (one.half_width or 0.0) for one in found]
@@ -112,9 +108,9 @@ def _draw_curves(axes: Any, series: Sequence[Series], value_of: Callable[[Figure
             axes.fill_between(places, low, high, color=line.get_color(), alpha=0.2)
 
 
-def _draw_bars(axes: Any, series: Sequence[Series], value_of: Callable[[Figures], float]) -> None:
+def _draw_bars(axes: Any, series: Sequence[Series], shown: Shown) -> None:
     for place, each in enumerate(series):
-        found = estimate([value_of(figures) for figures in each.points[0][1]])
+        found = estimate(shown.values(each.points[0][1]))
         axes.bar(place, found.mean, yerr=found.half_width, label=each.name, capsize=4)
     axes.set_xticks([])
 

@@ -16,7 +16,8 @@ from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
 from thunderagent.emulator.timing import PRESETS, Preset
 from thunderagent.errors import ConfigError
 from thunderagent.registry import make_policy
-from thunderagent.simulator.figures import Figures, figures_of
+from thunderagent.simulator.counting import figures_of
+from thunderagent.simulator.figures import Figures
 from thunderagent.simulator.incidents import Incident, check_incidents
 from thunderagent.simulator.perturbation import Perturbation
 from thunderagent.simulator.programs import Arrival
@@ -141,6 +142,23 @@ class Scenario:
         if self.trace is None and self.preset is None:
             return WORKLOADS[self.workload].kv_tokens or self.machine.kv_tokens
         return self.machine.kv_tokens
+
+    @property
+    def footprint_tokens(self) -> float:
+        """Of a program of the workload, mean over time, what it shares included."""
+        own_tokens, shared_tokens = mean_footprint(self.workload, self.machine)
+        return own_tokens + shared_tokens
+
+    @property
+    def prefill_seconds(self) -> float:
+        """Of a mean program on an engine of its own."""
+        tokens, machine = round(self.footprint_tokens), self.machine
+        return machine.timing.prompt_seconds(tokens, machine.max_num_batched_tokens, 0)
+
+    @property
+    def refill_seconds(self) -> float:
+        """K/R: the time to prefill as many mean programs as a replica's cache holds."""
+        return self.kv_tokens_per_replica / self.footprint_tokens * self.prefill_seconds
 
     @property
     def pressure(self) -> float | None:

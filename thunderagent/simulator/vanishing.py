@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 from attrs import evolve
 
-from thunderagent.simulator.programs import Arrival, Program
+from thunderagent.simulator.programs import Arrival, Program, with_programs
 
 __all__ = ["with_vanishing"]
 
@@ -17,23 +17,15 @@ def with_vanishing(arrivals: Sequence[Arrival], ratio: float, seed: int) -> Sequ
     over with their answer as it is."""
     if not ratio:
         return arrivals
-    return [
-        evolve(
-            arrival, programs=_programs(arrival.programs, ratio, random.Random(f"vanish {seed} {arrival.session}"))
-        )
-        for arrival in arrivals
-    ]
 
-
-def _programs(programs: Iterable[Program], ratio: float, chance: random.Random) -> Iterator[Program]:
-    for program in programs:
+    def change(program: Program, chance: random.Random) -> Program:
         vanishes = chance.random() < ratio
         turns = program.conversation.turns
         last = chance.randrange(len(turns))
         if not vanishes or program.is_one_off:
-            yield program
-            continue
+            return program
         end = evolve(turns[last], tool_seconds=0.0, after_seconds=0.0, sub_agents=())
-        yield evolve(
-            program, conversation=evolve(program.conversation, turns=(*turns[:last], end)), is_abandoned=True
-        )
+        conversation = evolve(program.conversation, turns=(*turns[:last], end))
+        return evolve(program, conversation=conversation, is_abandoned=True)
+
+    return with_programs(arrivals, f"vanish {seed}", change)
