@@ -1,6 +1,6 @@
 """Which policy for which agents? All built-in policies and their main options, over workloads, pressure and replicas.
 
-    python -m benchmarks.study [--full] [--output DIR] [--docs PAGE] [--goals PAGE]
+    python -m benchmarks.study [--full | --perturbed] [--output DIR] [--docs PAGE] [--goals PAGE]
 
 Simulated. Each run is kept under DIR/cells: a study that was broken off goes on where it stood. Fails where a run
 comes over the upper bound, which no schedule can. ``--docs`` writes tables and picture into a page.
@@ -22,6 +22,7 @@ from benchmarks.study_cells import Cells
 from benchmarks.study_goals import write_goals
 from benchmarks.study_report import Cell, over_the_bound, write_docs, write_results
 from policies.working_set import ROTATION_SHARE
+from thunderagent.simulator.perturbation import parse_perturbation
 from thunderagent.simulator.scenario import Arm, Scenario, parse_arm
 from thunderagent.simulator.study import Task
 from thunderagent.simulator.workloads import WORKLOADS
@@ -65,6 +66,18 @@ MORE_ARMS = {
 }
 """Besides, with --full."""
 
+PERTURBED: Mapping[str, tuple[tuple[str, ...], float]] = {
+    "estimates 25 % off": (("estimate=0.25",), 0.0),
+    "capacity 10 % too large": (("capacity=0.1",), 0.0),
+    "capacity 10 % too small": (("capacity=-0.1",), 0.0),
+    "metrics 10 s late": (("metrics-delay=10",), 0.0),
+    "no metrics": (("metrics=off",), 0.0),
+    "a tenth vanishes": ((), 0.1),
+    "burst of 64": (("burst=64",), 0.0),
+    "tools 100 times": (("tools=100",), 0.0),
+}
+"""What each is called, and its perturbations and share of clients that vanish."""
+
 _ON_REPLICAS = frozenset({"round-robin", "resident", "roomiest", "tightest", "origin"})
 """Differ from others only where there are several replicas."""
 
@@ -93,16 +106,21 @@ class Grid:
     ending_horizon_seconds: float = 6 * 3600.0
     """For workloads that end by themselves, which have no warm-up."""
 
+    perturbed: Mapping[str, tuple[tuple[str, ...], float]] = {"": ((), 0.0)}
+    """As ``PERTURBED``; by default nothing is."""
+
     def cells(self) -> Iterator[Cell]:
         """Each scenario with its arms."""
         for workload in self.workloads:
             for replicas in self.replicas:
                 for pressure, release_ratio in self.loads:
-                    scenario = self._scenario(workload, replicas, pressure, release_ratio)
+                    plain = self._scenario(workload, replicas, pressure, release_ratio)
                     left_out = _ON_REPLICAS if replicas == 1 else self.on_one
                     names = [name for name in self.arms if name not in left_out]
-                    tasks = {name: self._tasks(scenario, parse_arm(self.arms[name])) for name in names}
-                    yield Cell(workload, replicas, pressure, release_ratio, tasks)
+                    for perturbed, (texts, vanish_ratio) in self.perturbed.items():
+                        scenario = evolve(plain, perturbation=parse_perturbation(texts), vanish_ratio=vanish_ratio)
+                        tasks = {name: self._tasks(scenario, parse_arm(self.arms[name])) for name in names}
+                        yield Cell(workload, replicas, pressure, release_ratio, tasks, perturbed)
 
     def _scenario(self, workload: str, replicas: int, pressure: float, release_ratio: float) -> Scenario:
         ends = WORKLOADS[workload].ends
@@ -129,7 +147,7 @@ STUDY = Grid(
     (1, 4),
     ((0.5, 1.0), (1.2, 1.0), (2.4, 1.0), (4.0, 1.0), (2.4, 0.0)),
     3,
-    window_seconds=(1200.0, 4800.0),
+    window_seconds=(1200.0, 15_000.0),
     several_window_seconds=1500.0,
     on_one=_ON_ONE,
 )
@@ -138,6 +156,13 @@ FULL = Grid(
     (1, 4, 16),
     tuple((pressure, release) for release in (1.0, 0.5, 0.0) for pressure in (0.5, 0.8, 1.2, 1.6, 2.4, 4.0)),
     5,
+)
+ROBUST = Grid(
+    {name: ARMS[name] for name in ("affinity", "published", "first-come", "batch", "balanced", "interactive")},
+    (1,),
+    ((1.6, 1.0),),
+    3,
+    perturbed=PERTURBED,
 )
 SMOKE = Grid(
     {name: ARMS[name] for name in ("affinity", "pause-resume")},
@@ -170,6 +195,7 @@ def main() -> int:
     parser.add_argument(
         "--full", action="store_true", help="16 replicas too, all options, five seeds: days of computing"
     )
+    parser.add_argument("--perturbed", action="store_true", help="what the router does not see, at a pressure of 1.6")
     parser.add_argument("--smoke", action="store_true", help="two arms, some seconds")
     parser.add_argument("--workload", action="append", choices=list(WORKLOADS), help="only this one; repeatable")
     parser.add_argument("--output", type=Path, default=Path("outputs/study"), metavar="DIR")
@@ -177,7 +203,7 @@ def main() -> int:
     parser.add_argument("--goals", type=Path, metavar="PAGE", help="write which goals the dial meets there, likewise")
     parser.add_argument("--workers", type=int, help="processes (one per core)")
     options = parser.parse_args()
-    grid = FULL if options.full else SMOKE if options.smoke else STUDY
+    grid = FULL if options.full else SMOKE if options.smoke else ROBUST if options.perturbed else STUDY
     if options.workload:
         grid = evolve(grid, workloads=tuple(options.workload))
     began_at = time.perf_counter()

@@ -15,13 +15,12 @@ from pathlib import Path
 
 from attrs import frozen
 
-from benchmarks.study_report import Cell, markdown
+from benchmarks.study_report import Cell, markdown, write_between
 from thunderagent.simulator.scenario import Scenario
 from thunderagent.simulator.shown import JAIN, LONGEST_HOLD, TURNS, Shown
 
 __all__ = ["goals_tables", "merit", "write_goals"]
 
-_BEGIN, _END = "<!-- goals: begin -->", "<!-- goals: end -->"
 _PUBLISHED = ("published", "published, decay")
 _BATCH, _MIDDLE, _INTERACTIVE = "batch", "balanced", "interactive"
 _DIAL = (_BATCH, _MIDDLE, _INTERACTIVE)
@@ -68,7 +67,11 @@ class _Goal:
 
 
 def _is_pressed(cell: Cell) -> bool:
-    return cell.pressure > 1.0
+    return cell.pressure > 1.0 and not cell.perturbed
+
+
+def _is_perturbed(cell: Cell) -> bool:
+    return bool(cell.perturbed)
 
 
 def _to(name: str, shown: Shown) -> Callable[[Cell, str], float]:
@@ -101,18 +104,11 @@ def _large_to_small(cell: Cell, name: str) -> float:
     return cell.mean(name, _LARGE) / small if small >= 10.0 else math.nan
 
 
-def _ahead(cell: Cell, _: str) -> float:
-    """By how much of its throughput a published arm is ahead of every dial position that holds no longer; 0: by
-    nothing, or there is none such."""
-    ahead = [0.0]
-    for other in _PUBLISHED:
-        if other in cell.figures:
-            longest = 1.02 * cell.mean(other, LONGEST_HOLD) + 1.0
-            ours = [
-                cell.ratio(arm) for arm in _DIAL if arm in cell.figures and cell.mean(arm, LONGEST_HOLD) <= longest
-            ]
-            ahead.append(1.0 - max(ours, default=0.0) / cell.ratio(other))
-    return max(ahead)
+def _ahead(cell: Cell, name: str) -> float:
+    """By how much more of the ceiling a published arm makes that holds no longer either; 0: there is none such."""
+    hold = cell.mean(name, LONGEST_HOLD)
+    better = [cell.ratio(arm) for arm in _PUBLISHED if arm in cell.figures and cell.mean(arm, LONGEST_HOLD) <= hold]
+    return max(0.0, max(better, default=0.0) - cell.ratio(name))
 
 
 def _spread(cell: Cell, name: str) -> float:
@@ -160,9 +156,9 @@ GOALS = (
     _Goal("3. interactive: 1 - Jain's index of progress", (_INTERACTIVE,), 0.05, _is_pressed, _jain_missing),
     _Goal("3. holds of the largest quarter to the smallest's", _DIAL, 1.5, _is_pressed, _large_to_small),
     _Goal(
-        "4. throughput of a published arm beyond ours with no longer holds",
-        (_INTERACTIVE,),
-        0.01,
+        "4. throughput lost to a published arm that holds no longer",
+        _DIAL,
+        0.0,
         _is_pressed,
         _ahead,
     ),
@@ -201,6 +197,9 @@ GOALS = (
         lambda cell: cell.workload == "chat-mix" and _is_pressed(cell),
         _chat_seconds,
     ),
+    _Goal("7. perturbed, batch: throughput lost to the ceiling", (_BATCH,), 0.07, _is_perturbed, _lost),
+    _Goal("7. perturbed, interactive: throughput lost to the ceiling", (_INTERACTIVE,), 0.15, _is_perturbed, _lost),
+    _Goal("7. perturbed: M", _DIAL, 1.4, _is_perturbed, merit),
 )
 
 
@@ -225,12 +224,21 @@ def goals_tables(cells: Sequence[Cell]) -> str:
         worst = "; ".join(f"{value:.2f} {name}, {cell}" for value, name, cell in judged[:2])
         rows.append([goal.title, f"{goal.most:g}", f"{met} of {len(judged)}", worst])
     lines = ["### Goals", "", *markdown(("what", "at most", "met in", "worst"), rows), ""]
+    is_perturbed = any(cell.perturbed for cell in cells)
     for workload in dict.fromkeys(cell.workload for cell in cells):
-        pressed = [cell for cell in cells if cell.workload == workload and _is_pressed(cell)]
+        pressed = [cell for cell in cells if cell.workload == workload and cell.pressure > 1.0]
         names = [
             name for name in (*_PUBLISHED[:1], "pause-resume", *_DIAL) if any(name in c.figures for c in pressed)
         ]
-        heads = ("replicas", "pressure", "released", "K/R", "ceiling, turns/min", *names)
+        heads = (
+            "replicas",
+            "pressure",
+            "released",
+            *(("perturbed",) if is_perturbed else ()),
+            "K/R",
+            "ceiling, turns/min",
+            *names,
+        )
         lines += [f"### {workload}: L, H, M, Jain", "", *markdown(heads, [_row(cell, names) for cell in pressed]), ""]
     return "\n".join(lines)
 
@@ -244,18 +252,17 @@ def _row(cell: Cell, names: Sequence[str]) -> list[str]:
         lost, jain = 100 * _lost(cell, name), 1.0 - _jain_missing(cell, name)
         told.append(f"{lost:.1f} %, {cell.mean(name, LONGEST_HOLD):,.0f} s, {merit(cell, name):.2f}, {jain:.2f}")
     refill = f"{_scenario(cell).refill_seconds:.0f} s"
-    return [str(cell.replicas), f"{_pressure(cell):.2f}", cell.released, refill, f"{cell.best:.1f}", *told]
+    load = [
+        str(cell.replicas),
+        f"{_pressure(cell):.2f}",
+        cell.released,
+        *([cell.perturbed] if cell.perturbed else []),
+    ]
+    return [*load, refill, f"{cell.best:.1f}", *told]
 
 
 def write_goals(page: Path, cells: Sequence[Cell]) -> None:
-    """Put the tables between the marks of the page.
-
-    Raises:
-        SystemExit: the page has no such marks.
-    """
-    text = page.read_text(encoding="utf-8")
-    if text.count(_BEGIN) != 1 or text.count(_END) != 1:
-        raise SystemExit(f"{page}: there must be one line {_BEGIN} and one {_END}")
-    before, _, rest = text.partition(_BEGIN)
-    after = rest.partition(_END)[2]
-    page.write_text(f"{before}{_BEGIN}\n\n{goals_tables(cells)}\n{_END}{after}", encoding="utf-8")
+    """Put the tables between the marks ``goals`` of the page, those of perturbed cells between ``perturbed``. Raises
+    SystemExit as ``write_between``."""
+    is_perturbed = any(cell.perturbed for cell in cells)
+    write_between(page, "perturbed" if is_perturbed else "goals", goals_tables(cells))

@@ -17,10 +17,9 @@ from thunderagent.simulator.study import Task, estimate
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Cell", "markdown", "over_the_bound", "write_docs", "write_results"]
+__all__ = ["Cell", "markdown", "over_the_bound", "write_between", "write_docs", "write_results"]
 
 _BOUND = 1.0 + 1e-6
-_BEGIN, _END = "<!-- study: begin -->", "<!-- study: end -->"
 
 
 @frozen
@@ -32,6 +31,8 @@ class Cell:
     pressure: float
     release_ratio: float
     tasks: Mapping[str, tuple[Task, ...]]
+    perturbed: str = ""
+    """What is other than the router believes; empty: nothing."""
     figures: Mapping[str, tuple[Figures, ...]] = {}
 
     def with_figures(self, results: Mapping[Task, Figures]) -> Cell:
@@ -59,7 +60,9 @@ class Cell:
         return {1.0: "all", 0.0: "none"}.get(self.release_ratio, f"{100 * self.release_ratio:g} %")
 
     def __str__(self) -> str:
-        return f"{self.workload}, {_engines(self.replicas)}, pressure {self.pressure:g}, {self.released} released"
+        perturbed = f", {self.perturbed}" if self.perturbed else ""
+        load = f"{_engines(self.replicas)}, pressure {self.pressure:g}, {self.released} released"
+        return f"{self.workload}, {load}{perturbed}"
 
 
 def over_the_bound(cells: Sequence[Cell]) -> list[str]:
@@ -86,6 +89,7 @@ def write_results(folder: Path, cells: Sequence[Cell]) -> None:
                         "replicas": cell.replicas,
                         "pressure": cell.pressure,
                         "release_ratio": cell.release_ratio,
+                        "perturbed": cell.perturbed,
                         "arm": str(task.arm),
                         "seed": task.scenario.seed,
                         "sessions": task.scenario.sessions,
@@ -97,14 +101,8 @@ def write_results(folder: Path, cells: Sequence[Cell]) -> None:
 
 
 def write_docs(page: Path, folder: Path, arms: Mapping[str, str], cells: Sequence[Cell]) -> None:
-    """Put tables and pictures between the marks of the page; pictures beside it in ``images/``.
-
-    Raises:
-        SystemExit: the page has no such marks.
-    """
-    text = page.read_text(encoding="utf-8")
-    if text.count(_BEGIN) != 1 or text.count(_END) != 1:
-        raise SystemExit(f"{page}: there must be one line {_BEGIN} and one {_END}")
+    """Put tables and pictures between the marks ``study`` of the page; pictures beside it in ``images/``. Raises
+    SystemExit as ``write_between``."""
     images = page.parent / "images"
     images.mkdir(exist_ok=True)
     pictures = []
@@ -113,10 +111,22 @@ def write_docs(page: Path, folder: Path, arms: Mapping[str, str], cells: Sequenc
         (images / name).write_bytes((folder / name).read_bytes())
         pictures.append(f"![Policies on {_engines(replicas)}](images/{name})\n")
     names = "\n".join(markdown(["in the tables", "policy"], [[name, f"`{arm}`"] for name, arm in arms.items()]))
-    before, _, rest = text.partition(_BEGIN)
-    after = rest.partition(_END)[2]
-    shown = "\n".join([names, "", *pictures, _tables(cells)])
-    page.write_text(f"{before}{_BEGIN}\n\n{shown}\n{_END}{after}", encoding="utf-8")
+    write_between(page, "study", "\n".join([names, "", *pictures, _tables(cells)]))
+
+
+def write_between(page: Path, mark: str, text: str) -> None:
+    """Put the text between the comments ``MARK: begin`` and ``MARK: end`` of a page.
+
+    Raises:
+        SystemExit: the page has no such marks.
+    """
+    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+    former = page.read_text(encoding="utf-8")
+    if former.count(begin) != 1 or former.count(end) != 1:
+        raise SystemExit(f"{page}: there must be one line {begin} and one {end}")
+    before, _, rest = former.partition(begin)
+    after = rest.partition(end)[2]
+    page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}", encoding="utf-8")
 
 
 # Tables
