@@ -22,6 +22,7 @@ from thunderagent.core.turn import Serving, Turn
 
 __all__ = ["Cluster"]
 
+
 @define(eq=False, repr=False)
 class Cluster:
     """Backends, programs, turns and the queue. Only the scheduler changes it; policies see ``ClusterView``."""
