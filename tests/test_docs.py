@@ -185,7 +185,7 @@ def test_metrics_table_is_that_of_the_code() -> None:
     scheduler = Scheduler(make_policy("affinity", {}), cluster=cluster)
     scheduler.handle(events.BackendAdded(events.BackendId("http://a"), None, 1_000), 0.0)
     cluster.tool_times.learn(1.0)
-    metrics = Metrics(cluster)
+    metrics = Metrics(cluster, scheduler.settings)
     metrics.show_kv_events(lambda backend: 1, lambda backend: 0)
     expected: dict[str, str] = {}
     for metric in vars(metrics).values():

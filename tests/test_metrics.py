@@ -56,7 +56,7 @@ def scheduler() -> Scheduler:
 @pytest.fixture
 def metrics(scheduler: Scheduler) -> Metrics:
     """Of that scheduler's cluster."""
-    return Metrics(scheduler.cluster)
+    return Metrics(scheduler.cluster, scheduler.settings)
 
 
 def _samples(metrics: Metrics) -> dict[str, float]:
@@ -196,6 +196,6 @@ def test_gauges_follow_the_cluster_at_each_scrape(metrics: Metrics, scheduler: S
 
 def test_two_daemons_in_one_process_do_not_share_metrics(scheduler: Scheduler) -> None:
     """Each has a registry of its own."""
-    one, other = Metrics(scheduler.cluster), Metrics(scheduler.cluster)
+    one, other = (Metrics(scheduler.cluster, scheduler.settings) for _ in range(2))
     one.moves.inc()
     assert (_samples(one)["thunderagent_moves_total"], _samples(other)["thunderagent_moves_total"]) == (1, 0)

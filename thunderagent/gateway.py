@@ -17,6 +17,7 @@ from thunderagent.core import commands, events
 from thunderagent.core.commands import Command, Notice
 from thunderagent.core.events import Event
 from thunderagent.core.ids import BackendId, ProgramId, TurnId
+from thunderagent.core.outlook import Outlook, outlook
 from thunderagent.core.scheduler import Scheduler
 from thunderagent.core.turn import TurnStatus
 from thunderagent.core.usage import Outcome, Usage
@@ -183,6 +184,10 @@ class Gateway:
         if not spared.is_available or not others:
             return False
         return all(any(other.serves(model) for other in others) for model in spared.models or ())
+
+    def outlook(self) -> Outlook:
+        """What waits are to be expected, and what keeping the hold limit takes. O(backends + who waits)."""
+        return outlook(self.scheduler.cluster, self.scheduler.settings)
 
     def drain(self) -> None:
         """Take no more turns, and refuse those that are held."""

@@ -7,6 +7,7 @@ from thunderagent.core.decisions import Admit, AdmitTurn, Decision, Move, Pause,
 from thunderagent.core.events import Event
 from thunderagent.core.ids import BackendId, BranchId, PrefixKey, ProgramId, TurnId
 from thunderagent.core.policy import (
+    ASSUMED_REFILL_SECONDS,
     BackendView,
     ClusterView,
     DemandView,
@@ -22,6 +23,7 @@ from thunderagent.core.program import Standing, Status
 from thunderagent.core.settings import OnHoldLimit
 
 __all__ = [
+    "ASSUMED_REFILL_SECONDS",
     "Admit",
     "AdmitTurn",
     "BackendId",

@@ -37,7 +37,7 @@ def gateway_of(
 ) -> Gateway:
     """A gateway with one backend of 1,000 tokens."""
     scheduler = Scheduler(policy or Affinity(), settings or SchedulerSettings())
-    gateway = Gateway(scheduler, clock or MonotonicClock(), Metrics(scheduler.cluster))
+    gateway = Gateway(scheduler, clock or MonotonicClock(), Metrics(scheduler.cluster, scheduler.settings))
     gateway.handle(events.BackendAdded(ONE, ("m",), 1000))
     return gateway
 

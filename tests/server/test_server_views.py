@@ -43,6 +43,7 @@ async def test_health_has_the_published_fields_and_more(stack: Stack) -> None:
     tokens = (await router.programs())["p"]["footprint_tokens"]
     status, health = await router.get("/health")
     (shown,) = health.pop("per_backend").values()
+    assert health.pop("outlook")["pressure"] == round(tokens / 8192, 3)
     expected = {**HEALTH_PER_BACKEND, "accounted_tokens": tokens}
     assert {name: shown[name] for name in expected} == expected
     assert (status, health) == (

@@ -20,6 +20,7 @@ from thunderagent.core.program import Standing, Status
 from thunderagent.core.settings import OnHoldLimit
 
 __all__ = [
+    "ASSUMED_REFILL_SECONDS",
     "BackendView",
     "ClusterView",
     "DemandView",
@@ -31,6 +32,10 @@ __all__ = [
     "WaiterView",
     "roomiest",
 ]
+
+
+ASSUMED_REFILL_SECONDS = 30.0
+"""Taken for ``BackendView.refill_seconds`` while that is unknown."""
 
 
 class OptionError(ValueError):

@@ -95,6 +95,11 @@ class Scheduler:
             events.Tick: self._tick,
         }
 
+    @property
+    def on_hold_limit(self) -> OnHoldLimit:
+        """What happens at the hold limit: the operator's choice, or the policy's where there is none."""
+        return self._placement.on_hold_limit
+
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event at clock reading ``now`` (seconds, never going back); return commands and notices.
 

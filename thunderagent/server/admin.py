@@ -21,7 +21,7 @@ from thunderagent.core.invariants import violations
 from thunderagent.core.program import Program
 from thunderagent.errors import BadRequest, InvalidJson, NotFound, ProfilingOff
 from thunderagent.identity import check_program_id
-from thunderagent.server.compat import health_json, metrics_json, program_json
+from thunderagent.server.compat import health_json, metrics_json, per_backend_json, program_json
 from thunderagent.server.middleware import check_admin
 from thunderagent.server.state import State, state_of
 
@@ -127,7 +127,7 @@ def _program(request: web.Request) -> Program:
 
 
 def _backends_json(state: State) -> list[dict[str, Any]]:
-    per_backend = health_json(state)["per_backend"]
+    per_backend = per_backend_json(state)
     shown = []
     for backend in state.gateway.scheduler.cluster.backend_by_id.values():
         entry = state.pool.watched.get(backend.id)

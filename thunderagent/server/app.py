@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from thunderagent.core.scheduler import Scheduler
 from thunderagent.gateway import Gateway
 from thunderagent.registry import make_policy
 from thunderagent.server.admin import routes
+from thunderagent.server.hold_watch import HoldLimitWatch
 from thunderagent.server.inference import APIS, handle_turn
 from thunderagent.server.kv_events import follow_kv_events
 from thunderagent.server.middleware import middlewares
@@ -38,7 +40,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> web.Applicatio
     if clock is None:
         clock = MonotonicClock() if settings.clock_speed == 1 else ScaledClock(settings.clock_speed)
     scheduler = Scheduler(make_policy(settings.policy, settings.policy_options), settings.scheduler)
-    metrics = Metrics(scheduler.cluster)
+    metrics = Metrics(scheduler.cluster, settings.scheduler)
     gateway = Gateway(scheduler, clock, metrics)
     watch = WatchSettings(
         interval_seconds=settings.metrics_interval_seconds,
@@ -54,7 +56,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> web.Applicatio
     app[STATE] = State(settings, gateway, pool, metrics, profiler, recorder)
     if settings.kv_events:
         follow_kv_events(app[STATE])
-    app.cleanup_ctx.extend((_writing, _watching))
+    app.cleanup_ctx.extend((_writing, _watching, _foreseeing))
     app.add_routes([web.post(path, handle_turn) for path in APIS])
     app.add_routes([web.post(path, handle_unscheduled) for path in UNSCHEDULED_PATHS])
     app.add_routes([web.get("/v1/models", list_models), web.get("/v1/models/{model:.+}", show_model)])
@@ -85,3 +87,16 @@ async def _watching(app: web.Application) -> AsyncIterator[None]:
     if state.following is not None:
         state.following.close()
     state.gateway.stop()  # last: what the watching tasks tell arms its timer
+
+
+async def _foreseeing(app: web.Application) -> AsyncIterator[None]:
+    gateway = app[STATE].gateway
+    if gateway.scheduler.settings.max_hold_seconds <= 0:
+        yield
+        return
+    task = asyncio.create_task(HoldLimitWatch(gateway).run(), name="watch the hold limit")
+    yield
+    task.cancel()
+    await asyncio.wait((task,))
+    if not task.cancelled():
+        task.result()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
+
 from thunderagent import __version__
 from thunderagent.core.backend import Backend
 from thunderagent.core.program import Program, Standing, Status
 from thunderagent.server.state import State
 
-__all__ = ["health_json", "metrics_json", "program_json"]
+__all__ = ["health_json", "metrics_json", "per_backend_json", "program_json"]
 
 _STATES = {Status.ADMITTED: "active", Status.YIELDING: "active", Status.PAUSED: "paused", Status.NEW: "paused"}
 _NEVER_HOLDING = ("round-robin", "affinity")
@@ -48,7 +50,7 @@ def program_json(program: Program, state: State) -> dict[str, Any]:
 
 
 def health_json(state: State) -> dict[str, Any]:
-    """Counts of programs, overall and by backend."""
+    """Counts of programs, overall and by backend, and what waits are to be expected."""
     cluster = state.gateway.scheduler.cluster
     program_count, acting_count = cluster.program_count, len(cluster.idle)
     placed_count = sum(backend.program_count for backend in cluster.backend_by_id.values())
@@ -68,9 +70,23 @@ def health_json(state: State) -> dict[str, Any]:
         "new_count": program_count - placed_count - len(cluster.paused_by_id),
         "turns_held": cluster.queue.turn_count,
         "turns_running": sum(backend.turn_count for backend in cluster.backend_by_id.values()),
-        "per_backend": {backend.id: _backend_health(backend) for backend in cluster.backend_by_id.values()},
+        "per_backend": per_backend_json(state),
+        "outlook": _outlook_json(state),
         "profile_enabled": state.profiler is not None,
     }
+
+
+def per_backend_json(state: State) -> dict[str, Any]:
+    """Counts of programs and tokens of each backend."""
+    return {
+        backend.id: _backend_health(backend) for backend in state.gateway.scheduler.cluster.backend_by_id.values()
+    }
+
+
+def _outlook_json(state: State) -> dict[str, Any]:
+    found = state.gateway.outlook()
+    shown = {name: None if value is None else round(value, 3) for name, value in attrs.asdict(found).items()}
+    return {**shown, "max_hold_seconds": state.settings.scheduler.max_hold_seconds, "keeps_limit": found.keeps_limit}
 
 
 def _backend_health(backend: Backend) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from thunderagent.core import commands
 from thunderagent.core.cluster import Cluster
 from thunderagent.core.commands import Notice, Refuse
 from thunderagent.core.ids import BackendId
+from thunderagent.core.outlook import outlook
 from thunderagent.core.program import Standing, Status
+from thunderagent.core.settings import SchedulerSettings
 from thunderagent.core.usage import Outcome, Usage
 
 __all__ = ["Metrics"]
@@ -26,7 +28,7 @@ _SECONDS = (0.005, 0.02, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1
 class Metrics:
     """All metrics of a daemon, in a registry of its own. No label holds a program id."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, settings: SchedulerSettings) -> None:
         self.registry = registry = CollectorRegistry()
         self.turns = Counter("thunderagent_turns", "Turns by how they ended.", ["outcome"], registry=registry)
         self.refusals = Counter("thunderagent_refusals", "Turns refused, by code.", ["code"], registry=registry)
@@ -78,7 +80,7 @@ class Metrics:
         self.prefix_lost_tokens = self._of_backend(
             "thunderagent_prefix_lost_tokens", "Prompt tokens that were prefilled anew for that."
         )
-        self._collector = _ClusterCollector(cluster)
+        self._collector = _ClusterCollector(cluster, settings)
         registry.register(self._collector)
 
     def _of_backend(self, name: str, text: str) -> Counter:
@@ -154,10 +156,10 @@ class Metrics:
 
 
 class _ClusterCollector(Collector):
-    """Gauges read from the running totals at the time of a scrape; O(backends)."""
+    """Gauges read from the running totals at the time of a scrape; O(backends), the outlook O(who waits)."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
+    def __init__(self, cluster: Cluster, settings: SchedulerSettings) -> None:
+        self._cluster, self._settings = cluster, settings
         self.cached_tokens: Callable[[BackendId], int | None] | None = None
         self.gaps: Callable[[BackendId], int] | None = None
 
@@ -186,6 +188,7 @@ class _ClusterCollector(Collector):
             if seconds is not None:
                 tools.add_metric([str(share)], seconds)
         yield tools
+        yield from self._outlook()
         forwarded = GaugeMetricFamily("thunderagent_turns_forwarded", "Turns that run.", labels=["backend"])
         healthy = GaugeMetricFamily("thunderagent_backend_available", "Whether it takes turns.", labels=["backend"])
         capacity = GaugeMetricFamily("thunderagent_capacity_tokens", "Usable KV tokens.", labels=["backend"])
@@ -215,3 +218,24 @@ class _ClusterCollector(Collector):
                     cached.add_metric([name], known)
                     gaps.add_metric([name], self.gaps(name))
             yield from (cached, gaps)
+
+    def _outlook(self) -> Iterable[Metric]:
+        """Without a sample where it is not known."""
+        found = outlook(self._cluster, self._settings)
+        for name, text, value in (
+            ("thunderagent_pressure", "Tokens needed by who has a place or waits, over capacity.", found.pressure),
+            (
+                "thunderagent_expected_hold_seconds",
+                "Wait for a place to be expected where a tenth of the engines goes into changing places.",
+                found.hold_seconds,
+            ),
+            (
+                "thunderagent_hold_limit_rotation_ratio",
+                "Share of the engines that keeping the hold limit takes.",
+                found.rotation_ratio,
+            ),
+        ):
+            gauge = GaugeMetricFamily(name, text)
+            if value is not None:
+                gauge.add_metric([], value)
+            yield gauge
