@@ -28,8 +28,10 @@ class Path(Sequence[Hashable]):
     __slots__ = ("_blocks", "parts")
 
     def __init__(self, parts: tuple[tuple[Hashable, int], ...]) -> None:
-        self.parts = tuple(part for part in parts if part[1] > 0)
-        self._blocks = sum(blocks for _, blocks in self.parts)
+        self.parts = tuple([part for part in parts if part[1] > 0])
+        self._blocks = 0
+        for _, blocks in self.parts:
+            self._blocks += blocks
 
     def __len__(self) -> int:
         return self._blocks
@@ -264,9 +266,8 @@ class ExtentCache:
             if segment.copies:
                 segment.copies.pop(holding, None)
                 self._give_copies_up(segment)
-            held = max(segment.holders.values(), default=0)
-            if held < segment.held:
-                self._release(segment, held)
+            if segment.held not in segment.holders.values():
+                self._release(segment, max(segment.holders.values(), default=0))
         holding.segments = []
         holding.blocks = holding.nameless = 0
 

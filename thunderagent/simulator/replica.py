@@ -65,6 +65,7 @@ class Told(NamedTuple):
 class _Running:
     """A turn inside the engine."""
 
+    turn: TurnId
     reported_at: float
     output_tokens: int = 0
     is_watched: bool = False
@@ -85,9 +86,10 @@ class Replica:
     _is_delivering: bool = False
     busy_seconds: float = 0.0
     """Time in steps."""
-    _turns: dict[TurnId, _Running] = field(factory=dict)
-    _watched: list[tuple[float, TurnId]] = field(factory=list)
-    """Heap of (reported at, turn)."""
+    _turns: dict[str, _Running] = field(factory=dict)
+    """By the id of the request."""
+    _watched: list[tuple[float, TurnId, str]] = field(factory=list)
+    """Heap of (reported at, turn, its request)."""
     is_up: bool = True
     """Whether it takes turns; a dead one refuses connections."""
 
@@ -105,8 +107,9 @@ class Replica:
             end = start + tokens
             path.append((name, end // _BLOCK_TOKENS - start // _BLOCK_TOKENS))
             start = end
-        self.engine.add(EngineRequest(str(turn), prompt_tokens, output_tokens, Path(tuple(path))), now)
-        self._turns[turn] = _Running(now)
+        request = str(turn)
+        self.engine.add(EngineRequest(request, prompt_tokens, output_tokens, Path(tuple(path))), now)
+        self._turns[request] = _Running(turn, now)
         if self.step_ends_at is not None:
             ends_at = self._step_began_at + self.engine.shorten_step(now - self._step_began_at)
             self.step_ends_at = max(now, ends_at)
@@ -119,21 +122,20 @@ class Replica:
         self.busy_seconds += now - self._step_began_at
         self.step_ends_at, self._is_delivering = None, True
         turns, told = self._turns, []
-        for output in self.engine.end_step(now, self._asked(now)).outputs:
-            turn = TurnId(int(output.request_id))
-            running = turns[turn]
-            running.output_tokens += output.tokens
-            is_over = output.finish_reason is not None
-            is_due = not is_over and now - running.reported_at >= self.report_seconds
-            told.append(Told(turn, running.output_tokens, output.cached_tokens, is_over, is_due))
-            if is_over:
-                del turns[turn]
+        for request, tokens, cached_tokens, finish_reason in self.engine.end_step(now, self._asked(now)).outputs:
+            running = turns[request]
+            running.output_tokens += tokens
+            if finish_reason is not None:
+                del turns[request]
+                told.append(Told(running.turn, running.output_tokens, cached_tokens, True, False))
                 continue
+            is_due = now - running.reported_at >= self.report_seconds
+            told.append(Told(running.turn, running.output_tokens, cached_tokens, False, is_due))
             if is_due:
                 running.reported_at = now
             if not running.is_watched:
                 running.is_watched = True
-                heappush(self._watched, (running.reported_at, turn))
+                heappush(self._watched, (running.reported_at, running.turn, request))
         return told
 
     def resume(self, now: float) -> None:
@@ -149,11 +151,11 @@ class Replica:
         """Requests of the turns that are due, which are watched no more until they put out a token."""
         watched, asked = self._watched, []
         while watched and now - watched[0][0] >= self.report_seconds:
-            turn = heappop(watched)[1]
-            running = self._turns.get(turn)
+            request = heappop(watched)[2]
+            running = self._turns.get(request)
             if running is not None:
                 running.is_watched = False
-                asked.append(str(turn))
+                asked.append(request)
         return asked
 
     def die(self, now: float, engine: LeapingEngine) -> dict[TurnId, int]:
@@ -163,7 +165,7 @@ class Replica:
         self.step_ends_at, self.is_up = None, False
         engine.counters, engine.cache.counters = self.engine.counters, self.engine.cache.counters
         self.engine = engine
-        lost = {turn: running.output_tokens for turn, running in self._turns.items()}
+        lost = {running.turn: running.output_tokens for running in self._turns.values()}
         self._turns.clear()
         self._watched.clear()
         return lost

@@ -305,14 +305,14 @@ class Simulation:
         if replica.step_ends_at is None or replica.step_ends_at > now:
             return  # it was shortened or is over
         turns = self._turns
-        for told in replica.end_step(now):
-            turn = turns[told.turn]
+        for turn_id, output_tokens, cached_tokens, is_over, is_due in replica.end_step(now):
+            turn = turns[turn_id]
             if turn.first_token_at is None:
-                turn.first_token_at, turn.cached_tokens = now, told.cached_tokens
-            if told.is_over:
-                self._finish(told.turn, turn)
-            elif told.is_due:
-                self._handle(events.TurnProgressed(told.turn, told.output_tokens))
+                turn.first_token_at, turn.cached_tokens = now, cached_tokens
+            if is_over:
+                self._finish(turn_id, turn)
+            elif is_due:
+                self._handle(events.TurnProgressed(turn_id, output_tokens))
         replica.resume(now)
         self._await_step(replica)
 
