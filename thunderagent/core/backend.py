@@ -71,8 +71,9 @@ class Group:
         self.tokens += tokens
         insort(self.by_size, entry)
         self.by_time[program.id] = program
-        for decay in self.decays.values():
-            decay.add(tokens, program.acting_since)
+        if self.decays:
+            for decay in self.decays.values():
+                decay.add(tokens, program.acting_since)
 
     def remove(self, program: Program) -> None:
         entry = program.size_entry
@@ -81,8 +82,9 @@ class Group:
         self.tokens -= entry[0]
         del self.by_size[bisect_left(self.by_size, entry)]
         del self.by_time[program.id]
-        for decay in self.decays.values():
-            decay.remove(entry[0], program.acting_since)
+        if self.decays:
+            for decay in self.decays.values():
+                decay.remove(entry[0], program.acting_since)
 
     def resize(self, program: Program) -> None:
         """Bring a member's size up to date; it keeps its time."""
