@@ -25,16 +25,16 @@ class Path(Sequence[Hashable]):
     stands on the same segments wherever it occurs.
     """
 
-    __slots__ = ("_blocks", "parts")
+    __slots__ = ("blocks", "parts")
 
     def __init__(self, parts: tuple[tuple[Hashable, int], ...]) -> None:
         self.parts = tuple([part for part in parts if part[1] > 0])
-        self._blocks = 0
+        self.blocks = 0
         for _, blocks in self.parts:
-            self._blocks += blocks
+            self.blocks += blocks
 
     def __len__(self) -> int:
-        return self._blocks
+        return self.blocks
 
     @overload
     def __getitem__(self, index: int) -> Hashable: ...
@@ -44,9 +44,9 @@ class Path(Sequence[Hashable]):
 
     def __getitem__(self, index: int | slice) -> Hashable | Sequence[Hashable]:
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(self._blocks))]
+            return [self[place] for place in range(*index.indices(self.blocks))]
         if index < 0:
-            index += self._blocks
+            index += self.blocks
         for segment, blocks in self.parts:
             if 0 <= index < blocks:
                 return (segment, index)
@@ -160,7 +160,8 @@ class ExtentCache:
                 parts.append((segment, count))
                 found += count
                 left -= count
-                free += max(0, count - segment.held)
+                if count > segment.held:
+                    free += count - segment.held
             if count < blocks:
                 break
         return Match(tuple(parts), found, free)
@@ -209,18 +210,20 @@ class ExtentCache:
 
     def fill(self, holding: Holding, full_blocks: int) -> None:
         """O(segments)."""
-        full_blocks = min(full_blocks, len(holding.path))
+        path = holding.path
+        full_blocks = min(full_blocks, path.blocks)
         if full_blocks <= holding.filled or not self.prefix_caching:
             return
         start = 0
-        for name, blocks in holding.path.parts:
-            stop = min(start + blocks, full_blocks)
-            if stop > holding.filled:
+        for name, blocks in path.parts:
+            end = start + blocks
+            if end > holding.filled:
+                stop = min(end, full_blocks)
                 self._fill_segment(holding, name, holding.filled - start, stop - start)
                 holding.filled = stop
-            start += blocks
-            if start >= full_blocks:
+            if end >= full_blocks:
                 return
+            start = end
 
     def _fill_segment(self, holding: Holding, name: Hashable, start: int, stop: int) -> None:
         """It has computed blocks ``start`` to ``stop`` of the segment, and holds those before them."""
@@ -230,8 +233,9 @@ class ExtentCache:
         if holding not in segment.holders:
             holding.segments.append(segment)
         segment.holders[holding] = stop
-        known = min(stop, segment.resident)
-        if known > start:
+        resident = segment.resident
+        if resident > start:
+            known = min(stop, resident)
             self._take_back(segment, known)
             segment.copies.setdefault(holding, []).append((start, known))
             self._give_copies_up(segment)

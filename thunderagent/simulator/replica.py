@@ -82,6 +82,8 @@ class Replica:
     """How often a running turn is due; no step that only decodes is longer."""
     step_ends_at: float | None = None
     """None: no step is under way."""
+    awaited_at: float | None = None
+    """When the simulation comes back for it."""
     _step_began_at: float = 0.0
     _is_delivering: bool = False
     busy_seconds: float = 0.0
@@ -102,11 +104,13 @@ class Replica:
         now: float,
     ) -> None:
         """A turn comes in. ``content``: segments of the prompt and answer, with the tokens of each."""
-        path, start = [], 0
+        path: list[tuple[Hashable, int]] = []
+        end_tokens = start = 0
         for name, tokens in content:
-            end = start + tokens
-            path.append((name, end // _BLOCK_TOKENS - start // _BLOCK_TOKENS))
-            start = end
+            end_tokens += tokens
+            stop = end_tokens // _BLOCK_TOKENS
+            path.append((name, stop - start))
+            start = stop
         request = str(turn)
         self.engine.add(EngineRequest(request, prompt_tokens, output_tokens, Path(tuple(path))), now)
         self._turns[request] = _Running(turn, now)
@@ -114,7 +118,7 @@ class Replica:
             ends_at = self._step_began_at + self.engine.shorten_step(now - self._step_began_at)
             self.step_ends_at = max(now, ends_at)
         elif not self._is_delivering:
-            self._begin(now)
+            self.resume(now)
 
     def end_step(self, now: float) -> list[Told]:
         """First tokens, ends and turns that are due, of the step that ends now, as the batch has them; others may be
@@ -141,7 +145,9 @@ class Replica:
     def resume(self, now: float) -> None:
         """Begin the next step."""
         self._is_delivering = False
-        self._begin(now)
+        duration = self.engine.begin_step(now, self.report_seconds)
+        if duration is not None:
+            self._step_began_at, self.step_ends_at = now, now + duration
 
     def busy_seconds_until(self, now: float) -> float:
         """Time in steps, that under way included."""
@@ -169,8 +175,3 @@ class Replica:
         self._turns.clear()
         self._watched.clear()
         return lost
-
-    def _begin(self, now: float) -> None:
-        duration = self.engine.begin_step(now, self.report_seconds)
-        if duration is not None:
-            self._step_began_at, self.step_ends_at = now, now + duration
