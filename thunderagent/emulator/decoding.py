@@ -65,8 +65,6 @@ class Decoders:
         """Blocks that so many tokens of each member need, beyond those taken. O(block size)."""
         members_at = self._members_at
         size = len(members_at)
-        if tokens == 1:
-            return members_at[-self._taken_tokens % size]
         rounds, rest = divmod(tokens, size)
         blocks = rounds * self.count
         if rest:
@@ -104,7 +102,8 @@ class Decoders:
 
     def take(self, tokens: int) -> None:
         """Take the blocks for so many tokens of each member; there must be as many."""
-        blocks = self.blocks_for(tokens)
+        members_at = self._members_at
+        blocks = members_at[-self._taken_tokens % len(members_at)] if tokens == 1 else self.blocks_for(tokens)
         if blocks and not self._cache.extend(self._pool, blocks):
             raise RuntimeError(f"{blocks} blocks are not there: the KV cache accounting is broken")
         self._taken_tokens += tokens

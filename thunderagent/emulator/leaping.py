@@ -86,7 +86,8 @@ class LeapingEngine(Engine):
         decoders = self._decoders
         if not decoders.count or self._step is not None:
             return super().begin_step(now)
-        if self._lacks_blocks():
+        is_doubtful = self._running or not decoders.surely_fit(1, self.cache.free_blocks)
+        if is_doubtful and self._lacks_blocks():
             self._running[:0] = decoders.dissolve()
             return super().begin_step(now)
         decoders.take(1)
@@ -160,8 +161,6 @@ class LeapingEngine(Engine):
     def _lacks_blocks(self) -> bool:
         """Whether those that run cannot all go on."""
         decoders, free_blocks = self._decoders, self.cache.free_blocks
-        if not self._running and decoders.surely_fit(1, free_blocks):
-            return False
         size, budget = self.cache.block_size, self.settings.max_num_batched_tokens
         needed = decoders.blocks_for(1)
         for one in self._running:

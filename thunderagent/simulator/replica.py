@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from heapq import heappop, heappush
-from typing import NamedTuple
 
 from attrs import define, field
 
@@ -16,7 +15,7 @@ from thunderagent.emulator.extents import ExtentCache, Path
 from thunderagent.emulator.leaping import LeapingEngine
 from thunderagent.emulator.timing import Preset
 
-__all__ = ["Replica", "Told", "new_engine"]
+__all__ = ["Replica", "Running", "new_engine"]
 
 _BLOCK_TOKENS = 16
 
@@ -49,25 +48,18 @@ class _NoHistograms(EngineCounters):
     ) -> None: ...
 
 
-class Told(NamedTuple):
-    """What a step says of a turn."""
-
-    turn: TurnId
-    output_tokens: int
-    """So far."""
-    cached_tokens: int
-    is_over: bool
-    is_due: bool
-    """Whether it runs on, and ``report_seconds`` have passed since it came or was due."""
-
-
 @define(eq=False)
-class _Running:
-    """A turn inside the engine."""
+class Running:
+    """A turn inside the engine, as of the last step that said something of it."""
 
     turn: TurnId
     reported_at: float
     output_tokens: int = 0
+    """So far."""
+    cached_tokens: int = 0
+    is_over: bool = False
+    is_due: bool = False
+    """Whether it runs on, and ``report_seconds`` have passed since it came or was due."""
     is_watched: bool = False
     """Whether it will be asked about; not before its first token."""
 
@@ -88,7 +80,7 @@ class Replica:
     _is_delivering: bool = False
     busy_seconds: float = 0.0
     """Time in steps."""
-    _turns: dict[str, _Running] = field(factory=dict)
+    _turns: dict[str, Running] = field(factory=dict)
     """By the id of the request."""
     _watched: list[tuple[float, TurnId, str]] = field(factory=list)
     """Heap of (reported at, turn, its request)."""
@@ -113,33 +105,35 @@ class Replica:
             start = stop
         request = str(turn)
         self.engine.add(EngineRequest(request, prompt_tokens, output_tokens, Path(tuple(path))), now)
-        self._turns[request] = _Running(turn, now)
+        self._turns[request] = Running(turn, now)
         if self.step_ends_at is not None:
             ends_at = self._step_began_at + self.engine.shorten_step(now - self._step_began_at)
             self.step_ends_at = max(now, ends_at)
         elif not self._is_delivering:
             self.resume(now)
 
-    def end_step(self, now: float) -> list[Told]:
+    def end_step(self, now: float) -> list[Running]:
         """First tokens, ends and turns that are due, of the step that ends now, as the batch has them; others may be
         among them. Call ``resume`` when they are dealt with."""
         self.busy_seconds += now - self._step_began_at
         self.step_ends_at, self._is_delivering = None, True
-        turns, told = self._turns, []
-        for request, tokens, cached_tokens, finish_reason in self.engine.end_step(now, self._asked(now)).outputs:
+        turns, watched, told = self._turns, self._watched, []
+        asked = self._asked(now) if watched and now - watched[0][0] >= self.report_seconds else ()
+        for request, tokens, cached_tokens, finish_reason in self.engine.end_step(now, asked).outputs:
             running = turns[request]
             running.output_tokens += tokens
+            running.cached_tokens = cached_tokens
+            told.append(running)
             if finish_reason is not None:
+                running.is_over = True
                 del turns[request]
-                told.append(Told(running.turn, running.output_tokens, cached_tokens, True, False))
                 continue
-            is_due = now - running.reported_at >= self.report_seconds
-            told.append(Told(running.turn, running.output_tokens, cached_tokens, False, is_due))
-            if is_due:
+            running.is_due = now - running.reported_at >= self.report_seconds
+            if running.is_due:
                 running.reported_at = now
             if not running.is_watched:
                 running.is_watched = True
-                heappush(self._watched, (running.reported_at, running.turn, request))
+                heappush(watched, (running.reported_at, running.turn, request))
         return told
 
     def resume(self, now: float) -> None:

@@ -308,14 +308,14 @@ class Simulation:
             return  # it was shortened or is over
         replica.awaited_at = None
         turns = self._turns
-        for turn_id, output_tokens, cached_tokens, is_over, is_due in replica.end_step(now):
-            turn = turns[turn_id]
+        for running in replica.end_step(now):
+            turn = turns[running.turn]
             if turn.first_token_at is None:
-                turn.first_token_at, turn.cached_tokens = now, cached_tokens
-            if is_over:
-                self._finish(turn_id, turn)
-            elif is_due:
-                self._handle(events.TurnProgressed(turn_id, output_tokens))
+                turn.first_token_at, turn.cached_tokens = now, running.cached_tokens
+            if running.is_over:
+                self._finish(running.turn, turn)
+            elif running.is_due:
+                self._handle(events.TurnProgressed(running.turn, running.output_tokens))
         replica.resume(now)
         self._await_step(replica)
 
