@@ -127,7 +127,7 @@ class ExtentCache:
         self._segments: dict[Hashable, _Segment] = {}
         self._empty = self._usable
         """Free blocks without content that can be found: they are taken first."""
-        self._free = self._usable
+        self.free_blocks = self._usable
         self._queue: OrderedDict[_Stretch, None] = OrderedDict()
         """Free blocks with content, the next to be taken in front."""
 
@@ -136,12 +136,8 @@ class ExtentCache:
         return self._usable * self.block_size
 
     @property
-    def free_blocks(self) -> int:
-        return self._free
-
-    @property
     def usage_ratio(self) -> float:
-        return 1.0 - self._free / self._usable
+        return 1.0 - self.free_blocks / self._usable
 
     def resident_blocks(self, segment: Hashable) -> int:
         """Blocks of a segment that are cached, from its start. O(1)."""
@@ -173,7 +169,7 @@ class ExtentCache:
         return self.resident_blocks(segment) > int(index)
 
     def lacks(self, matched: Match, new_blocks: int) -> int:
-        lacking = new_blocks - self._free
+        lacking = new_blocks - self.free_blocks
         return lacking if lacking > 0 else max(0, lacking + matched.free_blocks)
 
     def hold(self, hashes: Sequence[Hashable], matched: Match, new_blocks: int) -> Holding | None:
@@ -188,7 +184,7 @@ class ExtentCache:
         return holding
 
     def extend(self, holding: Holding, new_blocks: int) -> bool:
-        if new_blocks > self._free:
+        if new_blocks > self.free_blocks:
             return False
         self._take(holding, new_blocks)
         return True
@@ -276,7 +272,7 @@ class ExtentCache:
         holding.blocks = holding.nameless = 0
 
     def reset(self) -> bool:
-        if self._free != self._usable:
+        if self.free_blocks != self._usable:
             return False
         self._segments.clear()
         self._queue.clear()
@@ -289,7 +285,7 @@ class ExtentCache:
         """Give it ``count`` free blocks."""
         holding.blocks += count
         holding.nameless += count
-        self._free -= count
+        self.free_blocks -= count
         if count <= self._empty:
             self._empty -= count
             return
@@ -298,22 +294,23 @@ class ExtentCache:
         self.counters.evictions += count
         while count:
             stretch = next(iter(self._queue))
-            segment = stretch.segment
-            taken = min(count, stretch.stop - stretch.start)
-            stretch.stop -= taken
-            segment.resident -= taken
-            count -= taken
-            if stretch.stop == stretch.start:
-                del self._queue[stretch]
-                segment.free.pop(0)
-                if not segment.resident and not segment.holders:
-                    del self._segments[segment.name]
+            segment, blocks = stretch.segment, stretch.stop - stretch.start
+            if count < blocks:
+                stretch.stop -= count
+                segment.resident -= count
+                return
+            count -= blocks
+            segment.resident -= blocks
+            del self._queue[stretch]
+            segment.free.pop(0)
+            if not segment.resident and not segment.holders:
+                del self._segments[segment.name]
 
     def _take_back(self, segment: _Segment, held: int) -> None:
         """Blocks of the segment up to ``held`` that are free are held again."""
         if held <= segment.held:
             return
-        self._free -= held - segment.held
+        self.free_blocks -= held - segment.held
         segment.held = held
         while segment.free and segment.free[-1].start < held:
             stretch = segment.free[-1]
@@ -328,12 +325,12 @@ class ExtentCache:
         stretch = _Stretch(segment, held, segment.held)
         segment.free.append(stretch)
         self._queue[stretch] = None
-        self._free += segment.held - held
+        self.free_blocks += segment.held - held
         self.freed_blocks += segment.held - held
         segment.held = held
 
     def _release_empty(self, count: int) -> None:
-        self._free += count
+        self.free_blocks += count
         self._empty += count
         self.freed_blocks += count
 
@@ -342,8 +339,8 @@ class ExtentCache:
         nameless = sum(holding.nameless for holding in holdings)
         held = sum(segment.held for segment in self._segments.values())
         cached = sum(segment.resident - segment.held for segment in self._segments.values())
-        assert self._free == self._empty + cached, "the free blocks differ from the empty and the cached ones"
-        assert self._usable == self._free + nameless + held, "blocks got lost"
+        assert self.free_blocks == self._empty + cached, "the free blocks differ from the empty and the cached ones"
+        assert self._usable == self.free_blocks + nameless + held, "blocks got lost"
         for segment in self._segments.values():
             assert segment.held == max(segment.holders.values(), default=0), "a segment is held by nobody"
             bounds = [(stretch.stop, stretch.start) for stretch in segment.free]

@@ -94,7 +94,11 @@ class LeapingEngine(Engine):
         batch: list[LiveSequence] = []
         if len(self._by_id) > decoders.count:  # others run or wait
             batch = self._schedule(now, self.settings.max_num_batched_tokens - decoders.count)
-        duration_seconds = self._duration_seconds(batch, decoders.count, decoders.length_tokens)
+        count, kv_tokens = decoders.count, decoders.length_tokens
+        if batch:
+            duration_seconds = self._duration_seconds(batch, count, kv_tokens)
+        else:
+            duration_seconds = self.timing.duration_seconds(0, 0, count, kv_tokens)
         if not self._running:
             self._leap = leap = self._longest_leap(duration_seconds, max_seconds)
             duration_seconds = leap.duration_seconds

@@ -155,7 +155,8 @@ class Simulation:
         heappush(self._heap, (at, self._sequence, action, argument))
 
     def _handle(self, event: events.Event) -> None:
-        for command in self._scheduler.handle(event, self.now):
+        scheduler = self._scheduler
+        for command in scheduler.handle(event, self.now):
             if type(command) is commands.Forward:
                 self._forward(command.turn, command.backend)
             elif type(command) is commands.Refuse:
@@ -163,7 +164,7 @@ class Simulation:
             else:
                 name, notices = type(command).__name__, self._totals.notices
                 notices[name] = notices.get(name, 0) + 1
-        deadline_at = self._scheduler.next_deadline()
+        deadline_at = scheduler.next_deadline()
         if deadline_at is not None and (self._tick_at is None or deadline_at < self._tick_at):
             self._tick_at = deadline_at = max(deadline_at, self.now)
             self._at(deadline_at, self._tick, deadline_at)
@@ -226,7 +227,8 @@ class Simulation:
 
     def _next_turn(self, talk: Talk) -> None:
         """The conversation's next turn arrives, or it ends."""
-        self._resending.pop(talk, None)
+        if self._resending:
+            self._resending.pop(talk, None)
         if talk.is_over:
             self._end_conversation(talk)
             return
