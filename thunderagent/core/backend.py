@@ -10,7 +10,7 @@ from attrs import define, field
 
 from thunderagent.core.decay import DecayedTokens
 from thunderagent.core.ids import BackendId, PrefixKey, ProgramId, TurnId
-from thunderagent.core.program import Branch, Program, Standing
+from thunderagent.core.program import Branch, Program, Standing, Status
 from thunderagent.core.residency import Residency
 from thunderagent.core.sizes import NO_SIZES
 from thunderagent.core.turn import Turn
@@ -71,8 +71,9 @@ class Group:
         self.tokens += tokens
         insort(self.by_size, entry)
         self.by_time[program.id] = program
-        for decay in self.decays.values():
-            decay.add(tokens, program.acting_since)
+        if self.decays:
+            for decay in self.decays.values():
+                decay.add(tokens, program.acting_since)
 
     def remove(self, program: Program) -> None:
         entry = program.size_entry
@@ -81,8 +82,9 @@ class Group:
         self.tokens -= entry[0]
         del self.by_size[bisect_left(self.by_size, entry)]
         del self.by_time[program.id]
-        for decay in self.decays.values():
-            decay.remove(entry[0], program.acting_since)
+        if self.decays:
+            for decay in self.decays.values():
+                decay.remove(entry[0], program.acting_since)
 
     def resize(self, program: Program) -> None:
         """Bring a member's size up to date; it keeps its time."""
@@ -256,7 +258,7 @@ class Backend:
     def file(self, program: Program) -> None:
         """Count a program that is placed here as its standing and own tokens say now. With ``unfile``, the only
         change to the groups."""
-        former, group = program.group, self.group(program.standing)
+        former, group = program.group, self._group_of(program)
         if former is group:
             entry = program.size_entry
             if entry is None or entry[0] != program.own_tokens:
@@ -268,6 +270,12 @@ class Backend:
             former.remove(program)
         group.add(program)
         self.changed[self] = None
+
+    def _group_of(self, program: Program) -> Group:
+        """The group of its standing."""
+        if program.status is Status.YIELDING:
+            return self.yielding
+        return self.reasoning if program.forwarded else self.acting
 
     def unfile(self, program: Program) -> None:
         """No longer count a program here."""

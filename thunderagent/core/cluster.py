@@ -66,7 +66,7 @@ class Cluster:
     @property
     def waiting_count(self) -> int:
         """Programs that ask for a place, and turns that wait alone."""
-        return len(self.queue)
+        return len(self.queue.waiters)
 
     @property
     def paused(self) -> Collection[Program]:

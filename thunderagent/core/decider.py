@@ -108,7 +108,8 @@ class Decider:
         backend = self._find_backend(turn)
         if backend is not None:
             self._send(turn, backend)
-            self.offer()
+            if self.unfinished.has_offers:
+                self.offer()
         return backend is not None
 
     def _find_backend(self, turn: Turn) -> Backend | None:

@@ -64,11 +64,9 @@ class Reservations:
     placement: Placement
     victims_left: int = STEPS_PER_EVENT
     """Programs that the event at hand may still have yield; where that is 0 some more may be needed."""
-    _by_waiter: dict[Waiter, _Reservation] = field(factory=dict)
+    by_waiter: dict[Waiter, _Reservation] = field(factory=dict)
+    """Empty nearly always: then there is nothing to be done for those that reached the limit."""
     _by_backend: dict[Backend, dict[Waiter, _Reservation]] = field(factory=dict)
-
-    def __len__(self) -> int:
-        return len(self._by_waiter)
 
     def reserve(self, waiter: Waiter, turn: Turn) -> None:
         """Reserve room for a turn of the waiter that a backend is there for, where the least must be displaced."""
@@ -78,7 +76,7 @@ class Reservations:
     def _reserve_on(self, waiter: Waiter, turn: Turn, backend: Backend) -> None:
         reservation = _Reservation(waiter, backend, self._needed_tokens(turn, backend))
         backend.reserve(reservation.tokens)  # it has changed even where nothing is needed: the turn may go at once
-        self._by_waiter[waiter] = reservation
+        self.by_waiter[waiter] = reservation
         self._by_backend.setdefault(backend, {})[waiter] = reservation
 
     def _needed_tokens(self, turn: Turn, backend: Backend) -> int:
@@ -87,7 +85,7 @@ class Reservations:
 
     def _drop(self, reservation: _Reservation) -> None:
         reservation.resize(0)
-        del self._by_waiter[reservation.waiter]
+        del self.by_waiter[reservation.waiter]
         of_backend = self._by_backend[reservation.backend]
         del of_backend[reservation.waiter]
         if not of_backend:
@@ -95,7 +93,7 @@ class Reservations:
 
     def cancel(self, waiter: Waiter) -> None:
         """Give the room back: the waiter was served, or is gone."""
-        reservation = self._by_waiter.get(waiter)
+        reservation = self.by_waiter.get(waiter)
         if reservation is not None:
             self._drop(reservation)
             self.cluster.queue.set_urgent(waiter, False)
@@ -106,8 +104,8 @@ class Reservations:
         Where backends changed all of them are looked at, else the program's that an event was about. O(those).
         """
         waiter = None if program is None else self.cluster.queue.of_program(program)
-        looked_at = self._by_waiter if program is None else () if waiter is None else (waiter,)
-        waiters = [entry for entry in looked_at if entry in self._by_waiter and self._by_waiter[entry].turn is None]
+        looked_at = self.by_waiter if program is None else () if waiter is None else (waiter,)
+        waiters = [entry for entry in looked_at if entry in self.by_waiter and self.by_waiter[entry].turn is None]
         for entry in waiters:
             self.cancel(entry)
         return waiters
@@ -139,7 +137,7 @@ class Reservations:
         """Who may go to a backend on which nothing is reserved instead of where room is made: one of the first."""
         if not backend.is_available:
             return None
-        for waiter, reservation in islice(self._by_waiter.items(), _LOOK_AT):
+        for waiter, reservation in islice(self.by_waiter.items(), _LOOK_AT):
             turn = next((turn for turn in waiter.turns.values() if turn.may_run_on(backend)), None)
             if turn is not None and self._has_room(backend, self._needed_tokens(turn, backend)):
                 self._drop(reservation)

@@ -139,6 +139,8 @@ def _check_queue(cluster: Cluster, found: list[str]) -> None:
         _expect(found, f"need of {waiter}", waiter.need_tokens, need_tokens)
     have = {key: {id(waiter) for waiter in line} for key, line in queue.lines.items()}
     _expect(found, "lines of the queue", have, lines)
+    served_lines = [line for line in queue.lines.values() if line[0].turn.serving.backends]
+    _expect(found, "open lines", {id(line) for line in queue.open_lines()}, {id(line) for line in served_lines})
     for line in queue.lines.values():
         keys = [waiter.order for waiter in line]
         _expect(found, "line sorted", keys, sorted(keys))

@@ -6,7 +6,7 @@ from thunderagent.core.backend import Backend
 from thunderagent.core.cluster import Cluster
 from thunderagent.core.commands import PrefixLost
 from thunderagent.core.program import Branch
-from thunderagent.core.tool_times import ToolTimes
+from thunderagent.core.tool_times import ToolTimes, bucket_of
 from thunderagent.core.turn import Turn
 from thunderagent.core.usage import Usage
 
@@ -24,15 +24,17 @@ LOST_RATIO = 0.5
 
 def learn_tool_time(branch: Branch, cluster: Cluster) -> None:
     """A turn of the branch arrived: the time since its last one ended was its tools'."""
-    if branch.ended_at is None or branch.program is None:
+    program = branch.program
+    if branch.ended_at is None or program is None:
         return
     seconds = cluster.now - branch.ended_at
     cluster.return_times.learn(seconds, branch.counted_seconds, is_return=True)
     branch.ended_at, branch.counted_seconds = None, 0.0
-    cluster.tool_times.learn(seconds)
-    if branch.program.tool_times is None:
-        branch.program.tool_times = ToolTimes()
-    branch.program.tool_times.learn(seconds)
+    if program.tool_times is None:
+        program.tool_times = ToolTimes()
+    bucket = bucket_of(seconds)
+    cluster.tool_times.count_in(bucket)
+    program.tool_times.count_in(bucket)
 
 
 def learn_absence(branch: Branch, cluster: Cluster) -> None:

@@ -65,27 +65,28 @@ class Ledger:
     def start(self, turn: Turn, backend: Backend, now: float) -> None:
         """A turn is forwarded: it and its program reason from now on."""
         turn.status, turn.backend, turn.forwarded_at = TurnStatus.FORWARDED, backend, now
-        program, history = turn.program, turn.branch.history
+        program, branch = turn.program, turn.branch
+        history = branch.history
         turn.expected_tokens = history.cached_tokens(backend, turn.body_bytes)
         if turn.expected_tokens:
             turn.age_tokens = backend.residency.age_tokens(history.mark_tokens)
         backend.forwarded[turn.id] = turn
-        turn.branch.forwarded = with_turn(turn.branch.forwarded, turn)
-        charge = turn.branch.charge_on(backend)
+        branch.forwarded = with_turn(branch.forwarded, turn)
+        charge = branch.charge_on(backend)
         if charge is None:
-            charge = Charge(turn.branch, backend)
-            turn.branch.charges.append(charge)
+            charge = Charge(branch, backend)
+            branch.charges.append(charge)
         charge.prompts = with_size(charge.prompts, turn.prompt_tokens)
         turn.counted_tokens = turn.output_tokens
         charge.output_tokens += turn.counted_tokens
         if program is None:
-            self.settle(turn.branch, backend)
+            self._settle_charge(charge, branch, backend)
             return
         if not turn.waits_alone:
-            turn.branch.running = with_size(turn.branch.running, turn.prompt_tokens + turn.counted_tokens)
-            turn.branch.settle_need()
+            branch.running = with_size(branch.running, turn.prompt_tokens + turn.counted_tokens)
+            branch.settle_need()
         program.forwarded = with_turn(program.forwarded, turn)
-        self.settle(turn.branch, backend)
+        self._settle_charge(charge, branch, backend)
         if program.place is not None:
             program.place.file(program)
 
@@ -104,27 +105,27 @@ class Ledger:
 
     def stop(self, turn: Turn, status: TurnStatus, now: float) -> Backend:
         """A forwarded turn ended or failed before its first byte; returns where it ran."""
-        backend, program = turn.backend, turn.program
+        backend, program, branch = turn.backend, turn.program, turn.branch
         assert backend is not None
         assert turn.forwarded_at is not None
         seconds = now - turn.forwarded_at
-        turn.branch.forwarded = without_turn(turn.branch.forwarded, turn)
-        charge = turn.branch.charge_on(backend)
+        branch.forwarded = without_turn(branch.forwarded, turn)
+        charge = branch.charge_on(backend)
         assert charge is not None
         charge.prompts = without_size(charge.prompts, turn.prompt_tokens)
         charge.output_tokens -= turn.counted_tokens
         del backend.forwarded[turn.id]
         turn.status, turn.backend, turn.forwarded_at = status, None, None
         if program is None:
-            self.settle(turn.branch, backend)
+            self._settle_charge(charge, branch, backend)
             return backend
         if not turn.waits_alone:
-            turn.branch.running = without_size(turn.branch.running, turn.prompt_tokens + turn.counted_tokens)
-        turn.branch.settle_need()
+            branch.running = without_size(branch.running, turn.prompt_tokens + turn.counted_tokens)
+        branch.settle_need()
         program.forwarded = without_turn(program.forwarded, turn)
         if not program.forwarded:
             program.acting_since = now
-        self.settle(turn.branch, backend)
+        self._settle_charge(charge, branch, backend)
         if program.place is not None:
             program.place.file(program)
             if program.place is backend:
@@ -158,18 +159,21 @@ class Ledger:
 
     def settle(self, branch: Branch, backend: Backend) -> None:
         """Make the branch's charge on the backend what the rule says now. The program is filed by the caller."""
-        program = branch.program
         charge = branch.charge_on(backend)
-        wanted_tokens = 0
-        if charge is not None and charge.prompts:
-            wanted_tokens = charge.prompts[-1] + charge.output_tokens
-        if program is not None and program.place is backend and branch.kept_tokens > wanted_tokens:
-            wanted_tokens = branch.kept_tokens
         if charge is None:
-            if wanted_tokens == 0:
+            program = branch.program
+            if program is None or program.place is not backend or branch.kept_tokens == 0:
                 return
             charge = Charge(branch, backend)
             branch.charges.append(charge)
+        self._settle_charge(charge, branch, backend)
+
+    def _settle_charge(self, charge: Charge, branch: Branch, backend: Backend) -> None:
+        """The same for the charge that it has there."""
+        program = branch.program
+        wanted_tokens = charge.prompts[-1] + charge.output_tokens if charge.prompts else 0
+        if program is not None and program.place is backend and branch.kept_tokens > wanted_tokens:
+            wanted_tokens = branch.kept_tokens
         if charge.prefixes is branch.prefixes and wanted_tokens > branch.prefix_tokens:
             charge.bare_tokens = wanted_tokens - branch.prefix_tokens
             self._settle_own(charge, backend)
@@ -201,7 +205,7 @@ class Ledger:
         own_tokens = charge.bare_tokens
         for key in charge.prefixes:
             held = backend.prefixes[key]
-            if not held.is_shared:
+            if len(held.holders) < 2:
                 own_tokens += held.tokens
         change_tokens = own_tokens - charge.own_tokens
         if change_tokens == 0:

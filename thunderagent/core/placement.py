@@ -126,7 +126,7 @@ class Placement:
                 self.cluster.queue.refresh(program)
             elif program.place is backend:
                 program.waiting_since = None
-            self.note_activity(program)
+            self.leave_idle(program)
         self.commands.append(Forward(turn.id, backend.id))
 
     def refuse(self, turn: Turn, code: RefuseCode, message: str, retry_after_seconds: float | None = None) -> None:
@@ -310,8 +310,11 @@ class Placement:
 
     def leave_idle(self, program: Program) -> None:
         """Strike a program off the list of the idle, if it is on it."""
-        if self.cluster.idle.pop(program.id, None) is not None and program.status is Status.PAUSED:
-            self._forget_paused_idle(program)
+        idle = self.cluster.idle
+        if program.id in idle:
+            del idle[program.id]
+            if program.status is Status.PAUSED:
+                self._forget_paused_idle(program)
 
     def _note_paused_idle(self, program: Program) -> None:
         program.size_entry = (program.total_tokens, program.sequence, program)

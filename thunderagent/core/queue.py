@@ -73,6 +73,8 @@ class Queue:
     """Waiters with turns of several models, now or before: which of them counts depends on the backends there are."""
     rank: Callable[[Waiter], float] = _oldest_first
     turn_count: int = 0
+    _open_lines: list[SortedKeyList] | None = None
+    """What ``open_lines`` says, until something changes: most events change nothing in the queue, and ask."""
     _sequence: int = 0
 
     def __len__(self) -> int:
@@ -165,6 +167,7 @@ class Queue:
 
     def backends_changed(self) -> None:
         """Bring the lines up to date after models found or lost their last backend."""
+        self._open_lines = None
         for waiter in list(self.mixed.values()):
             self._enlist(waiter)
 
@@ -177,9 +180,13 @@ class Queue:
             self._enlist(waiter)
 
     def open_lines(self) -> list[SortedKeyList]:
-        """The lines of those for whom a backend is there, the one whose first has waited longest first. O(lines)."""
-        lines = [line for line in self.lines.values() if line[0].turn.serving.backends]
-        return lines if len(lines) < 2 else sorted(lines, key=lambda line: (line[0].since, line[0].sequence))
+        """The lines of those for whom a backend is there, the one whose first has waited longest first; not to be
+        changed. O(1), and O(lines) after the queue changed."""
+        if self._open_lines is None:
+            lines = [line for line in self.lines.values() if line[0].turn.serving.backends]
+            lines.sort(key=lambda line: (line[0].since, line[0].sequence))
+            self._open_lines = lines
+        return self._open_lines
 
     def in_order(self) -> Iterator[Waiter]:
         """In the order in which they came."""
@@ -187,6 +194,7 @@ class Queue:
 
     def _enlist(self, waiter: Waiter) -> None:
         """Put the waiter where it belongs now."""
+        self._open_lines = None
         turn = waiter.turn = _first(waiter)
         need_tokens = turn.need_tokens if waiter.program is None else waiter.program.need_tokens
         key = self.line_for(turn) if turn.asks and not waiter.is_urgent else None
@@ -202,6 +210,7 @@ class Queue:
             line.add(waiter)
 
     def _leave_line(self, waiter: Waiter) -> None:
+        self._open_lines = None
         if waiter.line is None:
             return
         line = self.lines[waiter.line]

@@ -59,8 +59,9 @@ class ReturnTimes:
             raise ValueError(f"a spell of {seconds} s cannot have been counted for {counted_seconds} s")
         last = _bucket(seconds)
         first = _bucket(counted_seconds) + 1 if counted_seconds > 0.0 else 0
+        lasted = self._lasted
         for index in range(first, last + 1):
-            self._lasted[index] += 1.0
+            lasted[index] += 1.0
         if is_return:
             self._returned[last] += 1.0
         if self._lasted[0] > _MOST_SPELLS:

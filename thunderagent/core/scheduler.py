@@ -106,27 +106,29 @@ class Scheduler:
         Raises:
             IllegalEvent: the event cannot have happened; nothing was changed.
         """
-        if now < self.cluster.now:
-            raise IllegalEvent(event, f"the clock went from {self.cluster.now} to {now}", self.journal.lines())
-        reason = illegality(event, self.cluster)
+        cluster, decider = self.cluster, self._decider
+        if now < cluster.now:
+            raise IllegalEvent(event, f"the clock went from {cluster.now} to {now}", self.journal.lines())
+        reason = illegality(event, cluster)
         if reason is not None:
             raise IllegalEvent(event, reason, self.journal.lines())
-        self.cluster.now, self.cluster.changed_program = now, None
-        self._decider.begin()
+        cluster.now, cluster.changed_program = now, None
+        decider.begin()
         if self._next_tick_at is None and self.policy.tick_seconds is not None:
             self._next_tick_at = now + self.policy.tick_seconds
-        if self._decider.observes:
-            self._decider.tell(event)
+        if decider.observes:
+            decider.tell(event)
         trigger = self._handlers[type(event)](event)
         if trigger is not None:
-            if self._reservations:
-                self._decider.serve_urgent(trigger)
-            self._decider.rebalance(trigger)
-            if self._reservations:
-                self._decider.serve_urgent(trigger)
+            urgent = self._reservations.by_waiter
+            if urgent:
+                decider.serve_urgent(trigger)
+            decider.rebalance(trigger)
+            if urgent:
+                decider.serve_urgent(trigger)
         commands = self._placement.take_commands()
-        if self._decider.observes:
-            self._decider.tell_notices(commands)
+        if decider.observes:
+            decider.tell_notices(commands)
             commands += self._placement.take_commands()
         self.journal.record(now, event, commands)
         return commands
@@ -138,9 +140,10 @@ class Scheduler:
         earliest_at, tick_at = self._placement.due_at, self._next_tick_at
         if tick_at is not None and (earliest_at is None or tick_at < earliest_at):
             earliest_at = tick_at
-        expiry_at = self._next_expiry()
-        if expiry_at is not None and (earliest_at is None or expiry_at < earliest_at):
-            earliest_at = expiry_at
+        if self.cluster.idle:
+            expiry_at = self._next_expiry()
+            if expiry_at is not None and (earliest_at is None or expiry_at < earliest_at):
+                earliest_at = expiry_at
         return earliest_at
 
     # Turns
@@ -439,10 +442,12 @@ class Scheduler:
             self._decider.place(turn)
 
     def _next_expiry(self) -> float | None:
-        ttl_seconds, idle = self.settings.program_ttl_seconds, self.cluster.idle
-        if not idle or ttl_seconds <= 0:
+        ttl_seconds = self.settings.program_ttl_seconds
+        if ttl_seconds <= 0:
             return None
-        return next(iter(idle.values())).idle_since + ttl_seconds
+        for program in self.cluster.idle.values():
+            return program.idle_since + ttl_seconds
+        return None
 
     def _hold_limit_reached(self, turn: Turn) -> None:
         """A held turn waited for too long."""

@@ -6,7 +6,7 @@ from math import inf, log2
 
 from attrs import define, field
 
-__all__ = ["ToolTimes"]
+__all__ = ["ToolTimes", "bucket_of"]
 
 _FIRST_EDGE_SECONDS = 0.1
 """Bucket 0 reaches from 0 to here; each further one is half an octave, a factor of 1.41, wide."""
@@ -25,6 +25,18 @@ def _position(seconds: float) -> float:
     if seconds < _FIRST_EDGE_SECONDS:
         return seconds / _FIRST_EDGE_SECONDS
     return min(float(_BUCKETS), 1.0 + 2.0 * log2(seconds / _FIRST_EDGE_SECONDS))
+
+
+def bucket_of(seconds: float) -> int:
+    """Where a tool that took so long is counted.
+
+    Raises:
+        ValueError: ``seconds`` is negative or not finite.
+    """
+    position = _position(seconds)
+    if seconds == inf:
+        raise ValueError(f"a tool cannot have taken {seconds} seconds")
+    return min(int(position), _BUCKETS - 1)
 
 
 def _seconds(position: float) -> float:
@@ -58,15 +70,16 @@ class ToolTimes:
         Raises:
             ValueError: ``seconds`` is negative or not finite.
         """
-        position = _position(seconds)
-        if seconds == inf:
-            raise ValueError(f"a tool cannot have taken {seconds} seconds")
-        if self._counts is None:
-            self._counts = bytearray(_BUCKETS)
-        index = min(int(position), _BUCKETS - 1)
-        if self._counts[index] == _LARGEST_COUNT:
-            _halve(self._counts)
-        self._counts[index] += 1
+        self.count_in(bucket_of(seconds))
+
+    def count_in(self, bucket: int) -> None:
+        """Count one tool of this ``bucket_of`` its seconds: for who tells several of the same tool."""
+        counts = self._counts
+        if counts is None:
+            counts = self._counts = bytearray(_BUCKETS)
+        elif counts[bucket] == _LARGEST_COUNT:
+            _halve(counts)
+        counts[bucket] += 1
 
     def quantile_seconds(self, share: float) -> float | None:
         """What that share (0 to 1) of the tools took no longer than; None while empty.

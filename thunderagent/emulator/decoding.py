@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Hashable, Iterator, Sequence
 from heapq import heappop, heappush
 from typing import Any
@@ -23,6 +22,8 @@ class Decoders:
     """
 
     def __init__(self, cache: Cache) -> None:
+        self.count = 0
+        """Members."""
         self.tokens = 0
         """Made of each member, counted from the beginning of time."""
         self._taken_tokens = 0
@@ -41,9 +42,6 @@ class Decoders:
         self._writers: dict[Hashable, list[LiveSequence]] = {}
         self._joined = 0
 
-    def __len__(self) -> int:
-        return len(self._members)
-
     def __iter__(self) -> Iterator[LiveSequence]:
         return iter(self._members)
 
@@ -53,7 +51,7 @@ class Decoders:
     @property
     def length_tokens(self) -> int:
         """All members' tokens together. O(1)."""
-        return self._length_tokens + len(self._members) * self.tokens
+        return self._length_tokens + self.count * self.tokens
 
     @property
     def tokens_to_next_end(self) -> int:
@@ -67,10 +65,8 @@ class Decoders:
         """Blocks that so many tokens of each member need, beyond those taken. O(block size)."""
         members_at = self._members_at
         size = len(members_at)
-        if tokens == 1:
-            return members_at[-self._taken_tokens % size]
         rounds, rest = divmod(tokens, size)
-        blocks = rounds * len(self._members)
+        blocks = rounds * self.count
         if rest:
             # A token needs a block of those members that have come to a block's end.
             stop = -self._taken_tokens % size + 1
@@ -82,11 +78,12 @@ class Decoders:
 
     def surely_fit(self, tokens: int, free_blocks: int) -> bool:
         """Whether each member could even begin a block with the next token; False says nothing. O(1)."""
-        return len(self._members) * (tokens // self._cache.block_size + 1) <= free_blocks
+        return self.count * (tokens // self._cache.block_size + 1) <= free_blocks
 
     def join(self, sequence: LiveSequence) -> None:
         """It decodes from now on, and has all blocks that it needs so far. O(log members)."""
         request, cache = sequence.request, self._cache
+        self.count += 1
         self._joined += 1
         sequence.rank = self._joined
         sequence.counted_tokens = self.tokens
@@ -95,13 +92,18 @@ class Decoders:
         ends_at = self.tokens + request.output_tokens - sequence.generated_tokens
         heappush(self._ends, (ends_at, sequence.rank, sequence))
         names = cache.names(request.block_hashes, sequence.computed_tokens // cache.block_size)
+        writers = self._writers
         for name in names:
-            self._writers.setdefault(name, []).append(sequence)
+            if name in writers:
+                writers[name].append(sequence)
+            else:
+                writers[name] = [sequence]
         self._members[sequence] = names
 
     def take(self, tokens: int) -> None:
         """Take the blocks for so many tokens of each member; there must be as many."""
-        blocks = self.blocks_for(tokens)
+        members_at = self._members_at
+        blocks = members_at[-self._taken_tokens % len(members_at)] if tokens == 1 else self.blocks_for(tokens)
         if blocks and not self._cache.extend(self._pool, blocks):
             raise RuntimeError(f"{blocks} blocks are not there: the KV cache accounting is broken")
         self._taken_tokens += tokens
@@ -109,14 +111,16 @@ class Decoders:
     def advance(self) -> list[LiveSequence]:
         """The tokens are made for which blocks were taken; members that are at their end, which should leave, in the
         order in which they joined."""
-        self.tokens = self._taken_tokens
+        self.tokens = tokens = self._taken_tokens
         ends = self._ends
         ended: list[LiveSequence] = []
-        while ends and (ends[0][0] <= self.tokens or not self._is_current(ends[0])):
+        while ends and ends[0][0] <= tokens:
             end = heappop(ends)
             if self._is_current(end):
                 self.update(end[2])
-                insort(ended, end[2], key=lambda sequence: sequence.rank)
+                ended.append(end[2])
+        if len(ended) > 1:
+            ended.sort(key=lambda sequence: sequence.rank)
         return ended
 
     def update(self, sequence: LiveSequence) -> None:
@@ -131,22 +135,26 @@ class Decoders:
         """Let a request with these contents find what members have written. O(its names)."""
         if not self._writers:
             return
+        writers = self._writers
         for name in self._cache.names(hashes, 0):
-            for sequence in self._writers.get(name, ()):
-                self._settle(sequence)
+            if name in writers:
+                for sequence in writers[name]:
+                    self._settle(sequence)
 
     def leave(self, sequence: LiveSequence) -> None:
         """It is no member any more, and has its blocks. O(1)."""
         cache = self._cache
         self._settle(sequence)
         self.update(sequence)
+        self.count -= 1
         self._length_tokens -= sequence.length_tokens - self.tokens
         self._members_at[(sequence.computed_tokens - self.tokens) % cache.block_size] -= 1
         for name in self._members.pop(sequence):
             writers = self._writers[name]
-            writers.remove(sequence)
-            if not writers:
+            if len(writers) == 1:
                 del self._writers[name]
+            else:
+                writers.remove(sequence)
 
     def dissolve(self) -> list[LiveSequence]:
         """All leave, in the order in which they joined."""
@@ -158,6 +166,7 @@ class Decoders:
     def check(self) -> None:
         """Recount the sums; AssertionError says what differs. O(members)."""
         size, tokens, taken = self._cache.block_size, self.tokens, self._taken_tokens
+        assert self.count == len(self._members), "the members are more, or fewer"
         members_at, length_tokens, blocks = [0] * size, 0, 0
         current = {end[2]: end[0] for end in self._ends if self._is_current(end)}
         for one in self._members:

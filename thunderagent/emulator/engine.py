@@ -208,12 +208,13 @@ class Engine:
 
     def _admit(self, batch: list[LiveSequence], budget: int, now: float) -> None:
         """Start waiting requests in order; the first that does not fit ends the round."""
-        while self._waiting and budget > 0 and self.running < self.settings.max_num_seqs:
-            sequence = self._waiting.first()
+        waiting, max_num_seqs = self._waiting, self.settings.max_num_seqs
+        while waiting and budget > 0 and self.running < max_num_seqs:
+            sequence = waiting.first()
             count = self._start(sequence, budget)
             if count == 0:
                 return
-            self._waiting.pop()
+            waiting.pop()
             self._running.append(sequence)
             if sequence.started_at is None:
                 sequence.started_at = now
@@ -223,22 +224,24 @@ class Engine:
 
     def _start(self, sequence: LiveSequence, budget: int) -> int:
         """Give a waiting sequence its cached prefix and the blocks of its first chunk; the chunk, or 0: no room."""
-        cache, length = self.cache, sequence.length_tokens
+        cache, length, names = self.cache, sequence.length_tokens, sequence.request.block_hashes
         refusal = sequence.refusal
         if refusal and cache.freed_blocks < refusal.freed_blocks and not cache.holds(refusal.missing):
             return 0
         size = cache.block_size
-        matched = cache.match(sequence.request.block_hashes, length)
-        hit = len(matched) * size
+        matched = cache.match(names, length)
+        found = len(matched)
+        hit = found * size
         count = min(length - hit, budget)
-        must_fit = length if self.settings.reserve_full_prompt else hit + count
-        lacking = cache.lacks(matched, blocks_for(must_fit, size) - len(matched))
+        computed = hit + count
+        must_fit = length if self.settings.reserve_full_prompt else computed
+        lacking = cache.lacks(matched, blocks_for(must_fit, size) - found)
         if lacking:
             # Without the reserve the chunk that must fit depends on the budget, which may be smaller next time.
             if self.settings.reserve_full_prompt:
-                sequence.refusal = self._refusal(sequence, len(matched), lacking)
+                sequence.refusal = self._refusal(sequence, found, lacking)
             return 0
-        holding = cache.hold(sequence.request.block_hashes, matched, blocks_for(hit + count, size) - len(matched))
+        holding = cache.hold(names, matched, blocks_for(computed, size) - found)
         assert holding is not None, "a smaller allocation than the one just checked failed"
         sequence.holding, sequence.refusal = holding, None
         if cache.prefix_caching:
@@ -246,8 +249,8 @@ class Engine:
         if sequence.preemptions == 0:
             sequence.cached_tokens = hit
         sequence.computed_tokens = hit
-        cache.fill(holding, (hit + count) // size)
-        sequence.room_tokens = room_tokens(hit + count, size)
+        cache.fill(holding, computed // size)
+        sequence.room_tokens = room_tokens(computed, size)
         return count
 
     def _refusal(self, sequence: LiveSequence, matched: int, lacking: int) -> Refusal:

@@ -25,14 +25,16 @@ class Path(Sequence[Hashable]):
     stands on the same segments wherever it occurs.
     """
 
-    __slots__ = ("_blocks", "parts")
+    __slots__ = ("blocks", "parts")
 
     def __init__(self, parts: tuple[tuple[Hashable, int], ...]) -> None:
-        self.parts = tuple(part for part in parts if part[1] > 0)
-        self._blocks = sum(blocks for _, blocks in self.parts)
+        self.parts = tuple([part for part in parts if part[1] > 0])
+        self.blocks = 0
+        for _, blocks in self.parts:
+            self.blocks += blocks
 
     def __len__(self) -> int:
-        return self._blocks
+        return self.blocks
 
     @overload
     def __getitem__(self, index: int) -> Hashable: ...
@@ -42,9 +44,9 @@ class Path(Sequence[Hashable]):
 
     def __getitem__(self, index: int | slice) -> Hashable | Sequence[Hashable]:
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(self._blocks))]
+            return [self[place] for place in range(*index.indices(self.blocks))]
         if index < 0:
-            index += self._blocks
+            index += self.blocks
         for segment, blocks in self.parts:
             if 0 <= index < blocks:
                 return (segment, index)
@@ -125,7 +127,7 @@ class ExtentCache:
         self._segments: dict[Hashable, _Segment] = {}
         self._empty = self._usable
         """Free blocks without content that can be found: they are taken first."""
-        self._free = self._usable
+        self.free_blocks = self._usable
         self._queue: OrderedDict[_Stretch, None] = OrderedDict()
         """Free blocks with content, the next to be taken in front."""
 
@@ -134,12 +136,8 @@ class ExtentCache:
         return self._usable * self.block_size
 
     @property
-    def free_blocks(self) -> int:
-        return self._free
-
-    @property
     def usage_ratio(self) -> float:
-        return 1.0 - self._free / self._usable
+        return 1.0 - self.free_blocks / self._usable
 
     def resident_blocks(self, segment: Hashable) -> int:
         """Blocks of a segment that are cached, from its start. O(1)."""
@@ -158,7 +156,8 @@ class ExtentCache:
                 parts.append((segment, count))
                 found += count
                 left -= count
-                free += max(0, count - segment.held)
+                if count > segment.held:
+                    free += count - segment.held
             if count < blocks:
                 break
         return Match(tuple(parts), found, free)
@@ -170,7 +169,7 @@ class ExtentCache:
         return self.resident_blocks(segment) > int(index)
 
     def lacks(self, matched: Match, new_blocks: int) -> int:
-        lacking = new_blocks - self._free
+        lacking = new_blocks - self.free_blocks
         return lacking if lacking > 0 else max(0, lacking + matched.free_blocks)
 
     def hold(self, hashes: Sequence[Hashable], matched: Match, new_blocks: int) -> Holding | None:
@@ -185,7 +184,7 @@ class ExtentCache:
         return holding
 
     def extend(self, holding: Holding, new_blocks: int) -> bool:
-        if new_blocks > self._free:
+        if new_blocks > self.free_blocks:
             return False
         self._take(holding, new_blocks)
         return True
@@ -207,18 +206,20 @@ class ExtentCache:
 
     def fill(self, holding: Holding, full_blocks: int) -> None:
         """O(segments)."""
-        full_blocks = min(full_blocks, len(holding.path))
+        path = holding.path
+        full_blocks = min(full_blocks, path.blocks)
         if full_blocks <= holding.filled or not self.prefix_caching:
             return
         start = 0
-        for name, blocks in holding.path.parts:
-            stop = min(start + blocks, full_blocks)
-            if stop > holding.filled:
+        for name, blocks in path.parts:
+            end = start + blocks
+            if end > holding.filled:
+                stop = min(end, full_blocks)
                 self._fill_segment(holding, name, holding.filled - start, stop - start)
                 holding.filled = stop
-            start += blocks
-            if start >= full_blocks:
+            if end >= full_blocks:
                 return
+            start = end
 
     def _fill_segment(self, holding: Holding, name: Hashable, start: int, stop: int) -> None:
         """It has computed blocks ``start`` to ``stop`` of the segment, and holds those before them."""
@@ -228,8 +229,9 @@ class ExtentCache:
         if holding not in segment.holders:
             holding.segments.append(segment)
         segment.holders[holding] = stop
-        known = min(stop, segment.resident)
-        if known > start:
+        resident = segment.resident
+        if resident > start:
+            known = min(stop, resident)
             self._take_back(segment, known)
             segment.copies.setdefault(holding, []).append((start, known))
             self._give_copies_up(segment)
@@ -264,14 +266,13 @@ class ExtentCache:
             if segment.copies:
                 segment.copies.pop(holding, None)
                 self._give_copies_up(segment)
-            held = max(segment.holders.values(), default=0)
-            if held < segment.held:
-                self._release(segment, held)
+            if segment.held not in segment.holders.values():
+                self._release(segment, max(segment.holders.values(), default=0))
         holding.segments = []
         holding.blocks = holding.nameless = 0
 
     def reset(self) -> bool:
-        if self._free != self._usable:
+        if self.free_blocks != self._usable:
             return False
         self._segments.clear()
         self._queue.clear()
@@ -284,7 +285,7 @@ class ExtentCache:
         """Give it ``count`` free blocks."""
         holding.blocks += count
         holding.nameless += count
-        self._free -= count
+        self.free_blocks -= count
         if count <= self._empty:
             self._empty -= count
             return
@@ -293,22 +294,23 @@ class ExtentCache:
         self.counters.evictions += count
         while count:
             stretch = next(iter(self._queue))
-            segment = stretch.segment
-            taken = min(count, stretch.stop - stretch.start)
-            stretch.stop -= taken
-            segment.resident -= taken
-            count -= taken
-            if stretch.stop == stretch.start:
-                del self._queue[stretch]
-                segment.free.pop(0)
-                if not segment.resident and not segment.holders:
-                    del self._segments[segment.name]
+            segment, blocks = stretch.segment, stretch.stop - stretch.start
+            if count < blocks:
+                stretch.stop -= count
+                segment.resident -= count
+                return
+            count -= blocks
+            segment.resident -= blocks
+            del self._queue[stretch]
+            segment.free.pop(0)
+            if not segment.resident and not segment.holders:
+                del self._segments[segment.name]
 
     def _take_back(self, segment: _Segment, held: int) -> None:
         """Blocks of the segment up to ``held`` that are free are held again."""
         if held <= segment.held:
             return
-        self._free -= held - segment.held
+        self.free_blocks -= held - segment.held
         segment.held = held
         while segment.free and segment.free[-1].start < held:
             stretch = segment.free[-1]
@@ -323,12 +325,12 @@ class ExtentCache:
         stretch = _Stretch(segment, held, segment.held)
         segment.free.append(stretch)
         self._queue[stretch] = None
-        self._free += segment.held - held
+        self.free_blocks += segment.held - held
         self.freed_blocks += segment.held - held
         segment.held = held
 
     def _release_empty(self, count: int) -> None:
-        self._free += count
+        self.free_blocks += count
         self._empty += count
         self.freed_blocks += count
 
@@ -337,8 +339,8 @@ class ExtentCache:
         nameless = sum(holding.nameless for holding in holdings)
         held = sum(segment.held for segment in self._segments.values())
         cached = sum(segment.resident - segment.held for segment in self._segments.values())
-        assert self._free == self._empty + cached, "the free blocks differ from the empty and the cached ones"
-        assert self._usable == self._free + nameless + held, "blocks got lost"
+        assert self.free_blocks == self._empty + cached, "the free blocks differ from the empty and the cached ones"
+        assert self._usable == self.free_blocks + nameless + held, "blocks got lost"
         for segment in self._segments.values():
             assert segment.held == max(segment.holders.values(), default=0), "a segment is held by nobody"
             bounds = [(stretch.stop, stretch.start) for stretch in segment.free]

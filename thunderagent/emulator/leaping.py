@@ -27,6 +27,12 @@ class _Leap:
     growth_seconds: float
     """By which each further token takes longer than the one before."""
     tokens: int = 1
+    duration_seconds: float = 0.0
+    """Until the last of them."""
+
+    def end_with(self, tokens: int) -> None:
+        """Make it so long."""
+        self.tokens, self.duration_seconds = tokens, self.seconds_of(tokens)
 
     def seconds_of(self, tokens: int) -> float:
         """Until so many tokens of each."""
@@ -68,7 +74,7 @@ class LeapingEngine(Engine):
 
     @property
     def running(self) -> int:
-        return len(self._running) + len(self._decoders)
+        return len(self._running) + self._decoders.count
 
     def begin_step(self, now: float = 0.0, max_seconds: float = math.inf) -> float | None:
         """Schedule the next batch; its duration in seconds, or None where there is nothing to do.
@@ -78,20 +84,26 @@ class LeapingEngine(Engine):
         step is under way.
         """
         decoders = self._decoders
-        if not decoders or self._step is not None:
+        if not decoders.count or self._step is not None:
             return super().begin_step(now)
-        if self._lacks_blocks():
+        is_doubtful = self._running or not decoders.surely_fit(1, self.cache.free_blocks)
+        if is_doubtful and self._lacks_blocks():
             self._running[:0] = decoders.dissolve()
             return super().begin_step(now)
         decoders.take(1)
         batch: list[LiveSequence] = []
-        if self._running or self._waiting:
-            batch = self._schedule(now, self.settings.max_num_batched_tokens - len(decoders))
-        self._step = step = Step(batch, self._duration_seconds(batch, len(decoders), decoders.length_tokens))
+        if len(self._by_id) > decoders.count:  # others run or wait
+            batch = self._schedule(now, self.settings.max_num_batched_tokens - decoders.count)
+        count, kv_tokens = decoders.count, decoders.length_tokens
+        if batch:
+            duration_seconds = self._duration_seconds(batch, count, kv_tokens)
+        else:
+            duration_seconds = self.timing.duration_seconds(0, 0, count, kv_tokens)
         if not self._running:
-            self._leap = leap = self._longest_leap(step.duration_seconds, max_seconds)
-            step.duration_seconds = leap.seconds_of(leap.tokens)
-        return step.duration_seconds
+            self._leap = leap = self._longest_leap(duration_seconds, max_seconds)
+            duration_seconds = leap.duration_seconds
+        self._step = Step(batch, duration_seconds)
+        return duration_seconds
 
     def shorten_step(self, seconds: float) -> float:
         """End a step of several tokens with the first that is due ``seconds`` or more after its begin, for a request
@@ -101,8 +113,8 @@ class LeapingEngine(Engine):
         if step is None:
             raise RuntimeError("shorten_step was called without begin_step")
         if leap is not None and leap.tokens > 1 and seconds < step.duration_seconds:
-            leap.tokens = leap.tokens_after(seconds)
-            step.duration_seconds = leap.seconds_of(leap.tokens)
+            leap.end_with(leap.tokens_after(seconds))
+            step.duration_seconds = leap.duration_seconds
         return step.duration_seconds
 
     def end_step(self, now: float = 0.0, asked: Iterable[str] = ()) -> StepResult:
@@ -113,18 +125,20 @@ class LeapingEngine(Engine):
         step, leap, decoders = self._end(), self._leap, self._decoders
         self._leap = None
         tokens = 1 if leap is None else leap.tokens
-        generated_tokens = tokens * len(decoders)
+        generated_tokens = scheduled_tokens = tokens * decoders.count
         outputs: list[TokenOutput] = []
-        if decoders:
+        if generated_tokens:
             if tokens > 1:
                 decoders.take(tokens - 1)
             told = decoders.advance()
             if asked:
-                told = sorted({*told, *self._decoding(asked)}, key=lambda sequence: sequence.rank)
-            outputs += [self._tell(sequence, now) for sequence in told]
-        told_tokens = len(outputs)
-        scheduled_tokens = generated_tokens + self._advance(step.batch, outputs, now)
-        self.counters.step_finished(scheduled_tokens, generated_tokens + len(outputs) - told_tokens)
+                told = sorted({*told, *self._decoding(asked)}, key=_rank)
+            outputs = [self._tell(sequence, now) for sequence in told]
+        if step.batch:
+            told_tokens = len(outputs)
+            scheduled_tokens += self._advance(step.batch, outputs, now)
+            generated_tokens += len(outputs) - told_tokens
+        self.counters.step_finished(scheduled_tokens, generated_tokens)
         if self._running:
             self._sort_out()
         return StepResult(step.duration_seconds, outputs)
@@ -136,21 +150,21 @@ class LeapingEngine(Engine):
 
     def _longest_leap(self, first_seconds: float, max_seconds: float) -> _Leap:
         decoders, free_blocks = self._decoders, self.cache.free_blocks
-        leap = _Leap(first_seconds, self.timing.kv_token_seconds * len(decoders), decoders.tokens_to_next_end)
-        if leap.seconds_of(leap.tokens) > max_seconds:
-            tokens = leap.tokens_after(max_seconds)
-            leap.tokens = tokens if tokens == 1 or leap.seconds_of(tokens) <= max_seconds else tokens - 1
+        leap = _Leap(first_seconds, self.timing.kv_token_seconds * decoders.count)
+        leap.end_with(decoders.tokens_to_next_end)
+        if leap.duration_seconds > max_seconds:
+            leap.end_with(leap.tokens_after(max_seconds))
+            if leap.duration_seconds > max_seconds and leap.tokens > 1:
+                leap.end_with(leap.tokens - 1)
         if not decoders.surely_fit(leap.tokens, free_blocks) and decoders.blocks_for(leap.tokens - 1) > free_blocks:
-            leap.tokens = bisect_left(
-                range(leap.tokens), True, key=lambda more: decoders.blocks_for(more) > free_blocks
+            leap.end_with(
+                bisect_left(range(leap.tokens), True, key=lambda more: decoders.blocks_for(more) > free_blocks)
             )
         return leap
 
     def _lacks_blocks(self) -> bool:
         """Whether those that run cannot all go on."""
         decoders, free_blocks = self._decoders, self.cache.free_blocks
-        if not self._running and decoders.surely_fit(1, free_blocks):
-            return False
         size, budget = self.cache.block_size, self.settings.max_num_batched_tokens
         needed = decoders.blocks_for(1)
         for one in self._running:
@@ -187,3 +201,7 @@ class LeapingEngine(Engine):
             self._free(sequence)
         else:
             super()._withdraw(sequence)
+
+
+def _rank(sequence: LiveSequence) -> int:
+    return sequence.rank

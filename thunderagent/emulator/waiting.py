@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from heapq import heappop, heappush
 from typing import Generic, TypeVar
-
-from sortedcontainers import SortedDict
 
 __all__ = ["WaitingQueue"]
 
@@ -13,29 +12,35 @@ T = TypeVar("T")
 
 
 class WaitingQueue(Generic[T]):
-    """Items by a unique rank, lowest first; every operation is O(log n)."""
+    """Items by a unique rank, lowest first; every operation is O(log n), amortised."""
 
     def __init__(self) -> None:
-        self._items: SortedDict = SortedDict()
+        self._items: dict[tuple[float, ...], T] = {}
+        self._ranks: list[tuple[float, ...]] = []
+        """Heap of the items' ranks, those of removed ones among them."""
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __iter__(self) -> Iterator[T]:
-        return iter(self._items.values())
+        return (self._items[rank] for rank in sorted(self._items))
 
     def push(self, item: T, rank: tuple[float, ...]) -> None:
         """Add an item; ranks are unique."""
         self._items[rank] = item
+        heappush(self._ranks, rank)
 
     def first(self) -> T:
         """The item with the lowest rank. Raises IndexError when empty."""
-        item: T = self._items.peekitem(0)[1]
-        return item
+        items, ranks = self._items, self._ranks
+        while ranks[0] not in items:
+            heappop(ranks)
+        return items[ranks[0]]
 
     def pop(self) -> T:
-        """Remove and return the item with the lowest rank. Raises KeyError when empty."""
-        item: T = self._items.popitem(0)[1]
+        """Remove and return the item with the lowest rank. Raises IndexError when empty."""
+        item = self.first()
+        del self._items[heappop(self._ranks)]
         return item
 
     def remove(self, rank: tuple[float, ...]) -> None:

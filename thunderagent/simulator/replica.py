@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from heapq import heappop, heappush
-from typing import NamedTuple
 
 from attrs import define, field
 
@@ -16,7 +15,7 @@ from thunderagent.emulator.extents import ExtentCache, Path
 from thunderagent.emulator.leaping import LeapingEngine
 from thunderagent.emulator.timing import Preset
 
-__all__ = ["Replica", "Told", "new_engine"]
+__all__ = ["Replica", "Running", "new_engine"]
 
 _BLOCK_TOKENS = 16
 
@@ -49,24 +48,18 @@ class _NoHistograms(EngineCounters):
     ) -> None: ...
 
 
-class Told(NamedTuple):
-    """What a step says of a turn."""
+@define(eq=False)
+class Running:
+    """A turn inside the engine, as of the last step that said something of it."""
 
     turn: TurnId
-    output_tokens: int
-    """So far."""
-    cached_tokens: int
-    is_over: bool
-    is_due: bool
-    """Whether it runs on, and ``report_seconds`` have passed since it came or was due."""
-
-
-@define(eq=False)
-class _Running:
-    """A turn inside the engine."""
-
     reported_at: float
     output_tokens: int = 0
+    """So far."""
+    cached_tokens: int = 0
+    is_over: bool = False
+    is_due: bool = False
+    """Whether it runs on, and ``report_seconds`` have passed since it came or was due."""
     is_watched: bool = False
     """Whether it will be asked about; not before its first token."""
 
@@ -81,13 +74,16 @@ class Replica:
     """How often a running turn is due; no step that only decodes is longer."""
     step_ends_at: float | None = None
     """None: no step is under way."""
+    awaited_at: float | None = None
+    """When the simulation comes back for it."""
     _step_began_at: float = 0.0
     _is_delivering: bool = False
     busy_seconds: float = 0.0
     """Time in steps."""
-    _turns: dict[TurnId, _Running] = field(factory=dict)
-    _watched: list[tuple[float, TurnId]] = field(factory=list)
-    """Heap of (reported at, turn)."""
+    _turns: dict[str, Running] = field(factory=dict)
+    """By the id of the request."""
+    _watched: list[tuple[float, TurnId, str]] = field(factory=list)
+    """Heap of (reported at, turn, its request)."""
     is_up: bool = True
     """Whether it takes turns; a dead one refuses connections."""
 
@@ -100,46 +96,52 @@ class Replica:
         now: float,
     ) -> None:
         """A turn comes in. ``content``: segments of the prompt and answer, with the tokens of each."""
-        path, start = [], 0
+        path: list[tuple[Hashable, int]] = []
+        end_tokens = start = 0
         for name, tokens in content:
-            end = start + tokens
-            path.append((name, end // _BLOCK_TOKENS - start // _BLOCK_TOKENS))
-            start = end
-        self.engine.add(EngineRequest(str(turn), prompt_tokens, output_tokens, Path(tuple(path))), now)
-        self._turns[turn] = _Running(now)
+            end_tokens += tokens
+            stop = end_tokens // _BLOCK_TOKENS
+            path.append((name, stop - start))
+            start = stop
+        request = str(turn)
+        self.engine.add(EngineRequest(request, prompt_tokens, output_tokens, Path(tuple(path))), now)
+        self._turns[request] = Running(turn, now)
         if self.step_ends_at is not None:
             ends_at = self._step_began_at + self.engine.shorten_step(now - self._step_began_at)
             self.step_ends_at = max(now, ends_at)
         elif not self._is_delivering:
-            self._begin(now)
+            self.resume(now)
 
-    def end_step(self, now: float) -> list[Told]:
+    def end_step(self, now: float) -> list[Running]:
         """First tokens, ends and turns that are due, of the step that ends now, as the batch has them; others may be
         among them. Call ``resume`` when they are dealt with."""
         self.busy_seconds += now - self._step_began_at
         self.step_ends_at, self._is_delivering = None, True
-        turns, told = self._turns, []
-        for output in self.engine.end_step(now, self._asked(now)).outputs:
-            turn = TurnId(int(output.request_id))
-            running = turns[turn]
-            running.output_tokens += output.tokens
-            is_over = output.finish_reason is not None
-            is_due = not is_over and now - running.reported_at >= self.report_seconds
-            told.append(Told(turn, running.output_tokens, output.cached_tokens, is_over, is_due))
-            if is_over:
-                del turns[turn]
+        turns, watched, told = self._turns, self._watched, []
+        asked = self._asked(now) if watched and now - watched[0][0] >= self.report_seconds else ()
+        for request, tokens, cached_tokens, finish_reason in self.engine.end_step(now, asked).outputs:
+            running = turns[request]
+            running.output_tokens += tokens
+            running.cached_tokens = cached_tokens
+            told.append(running)
+            if finish_reason is not None:
+                running.is_over = True
+                del turns[request]
                 continue
-            if is_due:
+            running.is_due = now - running.reported_at >= self.report_seconds
+            if running.is_due:
                 running.reported_at = now
             if not running.is_watched:
                 running.is_watched = True
-                heappush(self._watched, (running.reported_at, turn))
+                heappush(watched, (running.reported_at, running.turn, request))
         return told
 
     def resume(self, now: float) -> None:
         """Begin the next step."""
         self._is_delivering = False
-        self._begin(now)
+        duration = self.engine.begin_step(now, self.report_seconds)
+        if duration is not None:
+            self._step_began_at, self.step_ends_at = now, now + duration
 
     def busy_seconds_until(self, now: float) -> float:
         """Time in steps, that under way included."""
@@ -149,11 +151,11 @@ class Replica:
         """Requests of the turns that are due, which are watched no more until they put out a token."""
         watched, asked = self._watched, []
         while watched and now - watched[0][0] >= self.report_seconds:
-            turn = heappop(watched)[1]
-            running = self._turns.get(turn)
+            request = heappop(watched)[2]
+            running = self._turns.get(request)
             if running is not None:
                 running.is_watched = False
-                asked.append(str(turn))
+                asked.append(request)
         return asked
 
     def die(self, now: float, engine: LeapingEngine) -> dict[TurnId, int]:
@@ -163,12 +165,7 @@ class Replica:
         self.step_ends_at, self.is_up = None, False
         engine.counters, engine.cache.counters = self.engine.counters, self.engine.cache.counters
         self.engine = engine
-        lost = {turn: running.output_tokens for turn, running in self._turns.items()}
+        lost = {running.turn: running.output_tokens for running in self._turns.values()}
         self._turns.clear()
         self._watched.clear()
         return lost
-
-    def _begin(self, now: float) -> None:
-        duration = self.engine.begin_step(now, self.report_seconds)
-        if duration is not None:
-            self._step_began_at, self.step_ends_at = now, now + duration

@@ -6,14 +6,14 @@ commands is carried out at once. Nothing is random here: the same programs give 
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
 from typing import Any
 
 from attrs import define, evolve, field, frozen
 
 from thunderagent.core import commands, events
-from thunderagent.core.ids import BackendId, PrefixKey, ProgramId, TurnId
+from thunderagent.core.ids import BackendId, ProgramId, TurnId
 from thunderagent.core.policy import Policy
 from thunderagent.core.scheduler import Scheduler
 from thunderagent.core.settings import SchedulerSettings
@@ -26,11 +26,9 @@ from thunderagent.simulator.perturbation import Perturbation
 from thunderagent.simulator.programs import Arrival, TurnPlan
 from thunderagent.simulator.records import OpenTurn, ProgramRecord, Records, Totals
 from thunderagent.simulator.replica import Replica, new_engine
-from thunderagent.simulator.talks import Prompt, Run, Talk
+from thunderagent.simulator.talks import BYTES_PER_TOKEN, Prompt, Run, Talk
 
 __all__ = ["Cluster", "Simulation"]
-
-_BYTES_PER_TOKEN = 4
 
 
 @frozen
@@ -142,7 +140,7 @@ class Simulation:
         self._at(self.warmup_seconds, self._end_warmup, None)
         heap, horizon = self._heap, self.horizon_seconds
         while self._left:
-            at, _, action, argument = heapq.heappop(heap)
+            at, _, action, argument = heappop(heap)
             if at > horizon:
                 self.now = horizon
                 break
@@ -154,10 +152,11 @@ class Simulation:
 
     def _at(self, at: float, action: Callable[[Any], None], argument: Any) -> None:
         self._sequence += 1
-        heapq.heappush(self._heap, (at, self._sequence, action, argument))
+        heappush(self._heap, (at, self._sequence, action, argument))
 
     def _handle(self, event: events.Event) -> None:
-        for command in self._scheduler.handle(event, self.now):
+        scheduler = self._scheduler
+        for command in scheduler.handle(event, self.now):
             if type(command) is commands.Forward:
                 self._forward(command.turn, command.backend)
             elif type(command) is commands.Refuse:
@@ -165,7 +164,7 @@ class Simulation:
             else:
                 name, notices = type(command).__name__, self._totals.notices
                 notices[name] = notices.get(name, 0) + 1
-        deadline_at = self._scheduler.next_deadline()
+        deadline_at = scheduler.next_deadline()
         if deadline_at is not None and (self._tick_at is None or deadline_at < self._tick_at):
             self._tick_at = deadline_at = max(deadline_at, self.now)
             self._at(deadline_at, self._tick, deadline_at)
@@ -232,7 +231,8 @@ class Simulation:
 
     def _next_turn(self, talk: Talk) -> None:
         """The conversation's next turn arrives, or it ends."""
-        self._resending.pop(talk, None)
+        if self._resending:
+            self._resending.pop(talk, None)
         if talk.is_over:
             self._end_conversation(talk)
             return
@@ -241,17 +241,15 @@ class Simulation:
         self._sequence += 1
         turn_id = TurnId(self._sequence)
         self._turns[turn_id] = turn
-        prefixes = tuple(
-            events.Prefix(PrefixKey(part.name), part.tokens * _BYTES_PER_TOKEN) for part in prompt.shared
-        )
-        own_bytes = round((prompt.tokens - prompt.shared_tokens) * self._bytes_per_token(talk.run.index))
-        body_bytes = prompt.shared_tokens * _BYTES_PER_TOKEN + own_bytes
-        self._handle(events.TurnArrived(turn_id, talk.run.id, prompt.branch, "model", body_bytes, prefixes))
+        run, shared_tokens = talk.run, prompt.shared_tokens
+        own_bytes = round((prompt.tokens - shared_tokens) * self._bytes_per_token(run.index))
+        body_bytes = shared_tokens * BYTES_PER_TOKEN + own_bytes
+        self._handle(events.TurnArrived(turn_id, run.id, prompt.branch, "model", body_bytes, prompt.prefixes))
 
     def _bytes_per_token(self, index: int) -> float:
         """Of a program's texts: spread evenly over programs, so that estimates are off."""
         off = self.perturbation.estimate
-        return _BYTES_PER_TOKEN * (1.0 - off + 2.0 * off * (index * 0.6180339887 % 1.0))
+        return BYTES_PER_TOKEN * (1.0 - off + 2.0 * off * (index * 0.6180339887 % 1.0))
 
     def _end_conversation(self, talk: Talk) -> None:
         run, parent = talk.run, talk.parent
@@ -276,8 +274,12 @@ class Simulation:
             self._children += 1
             child = Talk(talk.run, conversation, f"{talk.name}/{self._children}.{number}", talk)
             self._at(self.now + conversation.delay_seconds, self._next_turn, child)
-        if not talk.waits_for:
+        if talk.waits_for:
+            return
+        if plan.sub_agents or plan.after_seconds:
             self._at(self.now + plan.after_seconds, self._next_turn, talk)
+        else:
+            self._next_turn(talk)
 
     # Turns
 
@@ -301,22 +303,25 @@ class Simulation:
         self._await_step(replica)
 
     def _await_step(self, replica: Replica) -> None:
-        if replica.step_ends_at is not None:
-            self._at(replica.step_ends_at, self._end_step, replica)
+        ends_at = replica.step_ends_at
+        if ends_at is not None and ends_at != replica.awaited_at:
+            replica.awaited_at = ends_at
+            self._at(ends_at, self._end_step, replica)
 
     def _end_step(self, replica: Replica) -> None:
         now = self.now
         if replica.step_ends_at is None or replica.step_ends_at > now:
             return  # it was shortened or is over
+        replica.awaited_at = None
         turns = self._turns
-        for told in replica.end_step(now):
-            turn = turns[told.turn]
+        for running in replica.end_step(now):
+            turn = turns[running.turn]
             if turn.first_token_at is None:
-                turn.first_token_at, turn.cached_tokens = now, told.cached_tokens
-            if told.is_over:
-                self._finish(told.turn, turn)
-            elif told.is_due:
-                self._handle(events.TurnProgressed(told.turn, told.output_tokens))
+                turn.first_token_at, turn.cached_tokens = now, running.cached_tokens
+            if running.is_over:
+                self._finish(running.turn, turn)
+            elif running.is_due:
+                self._handle(events.TurnProgressed(running.turn, running.output_tokens))
         replica.resume(now)
         self._await_step(replica)
 
@@ -326,7 +331,8 @@ class Simulation:
         plan = prompt.plan
         assert turn.forwarded_at is not None
         assert turn.first_token_at is not None
-        self._computed.update(part.name for part in prompt.shared)
+        for part in prompt.shared:
+            self._computed.add(part.name)
         talk.answered(prompt)
         records.program.append(talk.run.index)
         records.arrived_at.append(turn.arrived_at)

@@ -6,10 +6,14 @@ from collections.abc import Container, Hashable
 
 from attrs import define, field, frozen
 
-from thunderagent.core.ids import BranchId, ProgramId
+from thunderagent.core.events import Prefix
+from thunderagent.core.ids import BranchId, PrefixKey, ProgramId
 from thunderagent.simulator.programs import Arrival, Conversation, Program, Shared, TurnPlan
 
-__all__ = ["Content", "Prompt", "Run", "Talk"]
+__all__ = ["BYTES_PER_TOKEN", "Content", "Prompt", "Run", "Talk"]
+
+BYTES_PER_TOKEN = 4
+"""Of what conversations share; of a program's own texts it differs."""
 
 Content = tuple[tuple[Hashable, int], ...]
 """Stretches of tokens by name, one behind the other: the same name stands for the same beginning of tokens."""
@@ -25,12 +29,12 @@ class Prompt:
     known_tokens: int
     """Of these, what an earlier turn had computed, of this conversation or of one with the same beginning."""
     shared: tuple[Shared, ...]
+    shared_tokens: int
+    """Of all of them."""
+    prefixes: tuple[Prefix, ...]
+    """The same as the router is told of them."""
     content: Content
     """Of the prompt and its answer."""
-
-    @property
-    def shared_tokens(self) -> int:
-        return sum(part.tokens for part in self.shared)
 
 
 @define(eq=False)
@@ -64,15 +68,22 @@ class Talk:
     _history_tokens: int = 0
     """Prompt and answer of the turn before."""
     _shared: tuple[Shared, ...] = field(init=False)
+    _shared_tokens: int = field(init=False)
+    _prefixes: tuple[Prefix, ...] = field(init=False)
     _stretches: Content = field(init=False)
     """What the history begins with, before its own last stretch."""
+    _stretched_tokens: int = field(init=False)
+    """Of all of them."""
     _lives: int = 0
     """How often the history was cut."""
     _rewritings: int = 0
+    _segment: tuple[str, int] = field(init=False)
+    """The name of its own last stretch."""
+    _branch: BranchId = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._shared = self.plan.shared
-        self._stretches = tuple((part.name, part.tokens) for part in self._shared)
+        self._share(self.plan.shared)
+        self._begin_with(tuple((part.name, part.tokens) for part in self._shared))
 
     @property
     def is_over(self) -> bool:
@@ -84,17 +95,16 @@ class Talk:
         plan = self.plan.turns[self._next_turn]
         base = known = self._history_tokens
         if self._next_turn == 0:
-            base = sum(part.tokens for part in self._shared)
+            base = self._shared_tokens
             known = sum(part.tokens for part in self._shared if part.name in computed)
         elif plan.kept_tokens is not None:
             known = self._cut(plan.kept_tokens, plan.same_tokens)
             base = plan.kept_tokens
         tokens = base + plan.new_tokens
-        own = tokens + plan.output_tokens - sum(size for _, size in self._stretches)
-        branch = self.name if not self._rewritings else f"{self.name}~{self._rewritings}"
+        own = tokens + plan.output_tokens - self._stretched_tokens
         self._next_turn += 1
         content = (*self._stretches, (self._segment, own))
-        return Prompt(plan, BranchId(branch), tokens, known, self._shared, content)
+        return Prompt(plan, self._branch, tokens, known, self._shared, self._shared_tokens, self._prefixes, content)
 
     def answered(self, prompt: Prompt) -> None:
         """The turn is over; prompt and answer are the history now."""
@@ -109,27 +119,36 @@ class Talk:
         """No further turn."""
         self._next_turn = len(self.plan.turns)
 
-    @property
-    def _segment(self) -> tuple[str, int]:
-        return (f"{self.run.index}/{self.name}", self._lives)
+    def _share(self, shared: tuple[Shared, ...]) -> None:
+        """It begins with these."""
+        self._shared = shared
+        self._shared_tokens = sum(part.tokens for part in shared)
+        self._prefixes = tuple(Prefix(PrefixKey(part.name), part.tokens * BYTES_PER_TOKEN) for part in shared)
+
+    def _begin_with(self, stretches: Content) -> None:
+        """What comes behind these is a stretch of its own."""
+        self._stretches = stretches
+        self._stretched_tokens = sum(size for _, size in stretches)
+        self._segment = (f"{self.run.index}/{self.name}", self._lives)
+        self._branch = BranchId(self.name if not self._rewritings else f"{self.name}~{self._rewritings}")
 
     def _cut(self, kept_tokens: int, same_tokens: int | None) -> int:
         """Shorten the history; the tokens at its beginning that are still those of before."""
         if same_tokens is None:
             # Rewritten behind the shared beginning: to a router that goes by how a conversation begins, another one.
             self._rewritings += 1
-            self._shared = _within(self._shared, kept_tokens)
-            same_tokens = sum(part.tokens for part in self._shared)
+            self._share(_within(self._shared, kept_tokens))
+            same_tokens = self._shared_tokens
         else:
-            self._shared = _within(self._shared, same_tokens)
-        own = self._history_tokens - sum(size for _, size in self._stretches)
+            self._share(_within(self._shared, same_tokens))
+        own = self._history_tokens - self._stretched_tokens
         stretches, left = [], same_tokens
         for name, size in (*self._stretches, (self._segment, own)):
             if left > 0:
                 stretches.append((name, min(size, left)))
             left -= size
-        self._stretches = tuple(stretches)
         self._lives += 1
+        self._begin_with(tuple(stretches))
         return same_tokens
 
 

@@ -46,7 +46,8 @@ class Spread:
 
     def tokens(self, chance: random.Random) -> int:
         """One whole value, at least 1."""
-        return max(1, round(self.draw(chance)))
+        tokens = round(self.draw(chance))
+        return tokens if tokens > 1 else 1
 
 
 class Workload(ABC):
