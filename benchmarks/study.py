@@ -111,15 +111,16 @@ class Grid:
 
     def cells(self) -> Iterator[Cell]:
         """Each scenario with its arms."""
+        arms = {name: parse_arm(text) for name, text in self.arms.items()}
         for workload in self.workloads:
             for replicas in self.replicas:
                 for pressure, release_ratio in self.loads:
                     plain = self._scenario(workload, replicas, pressure, release_ratio)
                     left_out = _ON_REPLICAS if replicas == 1 else self.on_one
-                    names = [name for name in self.arms if name not in left_out]
+                    names = [name for name in arms if name not in left_out]
                     for perturbed, (texts, vanish_ratio) in self.perturbed.items():
                         scenario = evolve(plain, perturbation=parse_perturbation(texts), vanish_ratio=vanish_ratio)
-                        tasks = {name: self._tasks(scenario, parse_arm(self.arms[name])) for name in names}
+                        tasks = {name: self._tasks(scenario, arms[name]) for name in names}
                         yield Cell(workload, replicas, pressure, release_ratio, tasks, perturbed)
 
     def _scenario(self, workload: str, replicas: int, pressure: float, release_ratio: float) -> Scenario:

@@ -46,7 +46,7 @@ class Settings:
     """lambda_min: let in on a backend only while less than this share of its capacity is used."""
     growth_reserve: float = field(default=0.1, validator=validators.lt(1))
     """Share of the capacity kept free when letting in, for the growth of those already in."""
-    guest_share: float = field(default=0.0, validator=validators.le(1))
+    guest_share: float = field(default=0.2, validator=validators.le(1))
     """Turns without a place of their own (one-off turns) go before programs that wait while all of them on a backend
     take no more than this share of its capacity and running turns leave room for them; 0: they wait for room."""
     forced_resume: bool = False
@@ -110,6 +110,7 @@ PRESETS: Mapping[str, Settings] = {
         resume_order="published",
         resume_on="roomiest",
         growth_reserve=0.0,
+        guest_share=0.0,
         forced_resume=True,
         shared_correction="usage",
         half_life_seconds=1.0,
