@@ -110,19 +110,16 @@ async def measure(url: str, model: str, sizes: Sizes, api_key: str | None = None
     """Time prompts alone and answers in batches.
 
     Raises:
-        CalibrationError: the server cannot be asked, or answers with an error.
+        CalibrationError: the server answers with an error.
+        aiohttp.ClientError, asyncio.TimeoutError: it cannot be asked.
     """
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     timeout = aiohttp.ClientTimeout(total=600)
-    try:
-        async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
-            server = _Server(url, model, session)
-            await server.token_times(16, 8)  # what is slow once only
-            samples = [await _prompt_sample(server, tokens, sizes) for tokens in sizes.prompts]
-            samples += [await _decode_sample(server, count, context, sizes) for count, context in sizes.batches]
-    except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-        raise CalibrationError(f"{url} could not be asked: {type(error).__name__}: {error}") from None
-    return samples
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
+        server = _Server(url, model, session)
+        await server.token_times(16, 8)  # what is slow once only
+        samples = [await _prompt_sample(server, tokens, sizes) for tokens in sizes.prompts]
+        return samples + [await _decode_sample(server, count, context, sizes) for count, context in sizes.batches]
 
 
 async def _prompt_sample(server: _Server, tokens: int, sizes: Sizes) -> Sample:

@@ -58,16 +58,21 @@ def read_trace(path: Path) -> Iterator[TraceTurn]:
     """The turns of a file in its order; empty lines are passed over.
 
     Raises:
-        TraceError: the file cannot be read, or a line is no turn.
+        TraceError: the file cannot be read, a line is no turn, or none is one.
     """
+    is_empty = True
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
                 try:
-                    yield _decode(line)
+                    turn = _decode(line)
                 except (msgspec.DecodeError, UnicodeDecodeError) as error:
                     raise TraceError(f"{path}, line {number}: {error}") from None
+                is_empty = False
+                yield turn
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}") from None
+    if is_empty:
+        raise TraceError(f"{path}: the trace has no turn")

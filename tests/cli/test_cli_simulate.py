@@ -81,7 +81,7 @@ def test_preset_of_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
 
 def test_what_is_too_long_for_the_engine_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     """Nobody wonders why so few turns ended."""
-    _, _, err = run(capsys, "simulate", "--seconds", "60", "--warmup", "0", "--kv-tokens", "5000")
+    _, _, err = run(capsys, "simulate", "--seconds", "60", "--warmup", "0", "--kv-tokens", "24000")
     assert "too long for the engine" in err
 
 
@@ -149,17 +149,32 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "two ways to say it": (("--sessions", "4", "--pressure", "1"), "--sessions and --pressure set the same thing"),
     "no pressure": (("--pressure", "0"), "pressure is above 0"),
     "too small a cache": (("--kv-tokens", "10"), "at least 1024 KV tokens"),
-    "for ever": (("--seconds", "inf"), "horizon_seconds must be a number"),
-    "no limit": (("--max-hold-seconds", "nan"), "max_hold_seconds must be a number"),
+    "for ever": (("--seconds", "inf"), "--seconds must be a number of at least 0, got inf"),
+    "no limit": (("--max-hold-seconds", "nan"), "--max-hold-seconds must be a number"),
     "pressure of nobody": (("--sweep", "pressure=nan"), "must be above 0"),
-    "warm-up too long": (("--warmup", "3600"), "warm-up must be at least 0 s and end before the horizon"),
+    "warm-up too long": (("--warmup", "3600"), "the warm-up must be over before the end: 3600 s of 3600 s"),
     "unknown sweep": (("--sweep", "speed=1"), "WHAT one of sessions"),
     "sweep of no number": (("--sweep", "sessions=many"), "'many' is no number"),
     "sweep of nothing": (("--sweep", "sessions=0"), "must be above 0"),
     "failure of no form": (("--fail", "first@60"), "--fail first@60: give REPLICA@SECONDS"),
-    "failure of no replica": (("--fail", "1@60"), "failure 1@60: there are replicas 0 to 0 then"),
+    "failure of no replica": (("--fail", "1@60"), "--fail 1@60: there is only replica 0 then"),
+    "failure after the end": (("--fail", "0@3600"), "--fail 0@3600: the simulation ends at 3600 s"),
+    "addition after the end": (("--add", "1@9999"), "--add 1@9999: the simulation ends at 3600 s"),
+    "addition of too many": (("--add", "10000@60"), "--add 10000@60: there can be 10,000 replicas"),
+    "too many replicas": (("--replicas", "99999999"), "--replicas must be between 1 and 10,000, got 99999999"),
+    "too many sessions": (("--sessions", "99999999999"), "--sessions must be between 1 and 1,000,000"),
+    "sweep of too many": (("--sweep", "replicas=1,99999999"), "--replicas must be between 1 and 10,000"),
+    "sweep twice the same": (("--sweep", "sessions=4,4"), "--sweep sessions: 4 is given twice"),
+    "sweep of no share": (("--sweep", "release=-1"), "--sweep release: -1 must be between 0 and 1"),
+    "sweep of no pressure": (("--sweep", "pressure=0.5,-1"), "--sweep pressure: -1 must be above 0"),
+    "warm-up of no time": (("--warmup", "-1"), "--warmup must be a number of at least 0, got -1"),
+    "no program fits": (("--kv-tokens", "5000"), "no program of swe-agent fits a replica of 5,000 KV tokens"),
+    "sweep of what fits none": (
+        ("--workload", "coding-long", "--sweep", "kv-tokens=20000,200000"),
+        "no program of coding-long fits a replica of 20,000 KV tokens",
+    ),
     "addition of no form": (("--add", "2"), "--add 2: give N@SECONDS"),
-    "addition of nobody": (("--add", "0@60"), "at least 1 replica joins"),
+    "addition of nobody": (("--add", "0@60"), "--add 0@60: at least 1 replica joins"),
     "unknown perturbation": (("--perturb", "weather=1"), "NAME one of estimate, capacity"),
     "perturbation of no number": (("--perturb", "tools=slow"), "--perturb tools=slow: 'slow' is not a factor"),
     "perturbation too large": (("--perturb", "estimate=2"), "estimate is at least 0 and below 1, got 2"),
@@ -167,10 +182,6 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "no such picture": (
         ("--seconds", "20", "--warmup", "1", "--plot", "curves.gif"),
         "must end in .png",
-    ),
-    "no folder": (
-        ("--seconds", "20", "--warmup", "1", "--json", "none/at.json"),
-        "--json none/at.json: No such file",
     ),
 }
 
@@ -184,6 +195,41 @@ def test_wrong_input_ends_with_one_line_and_status_2(capsys: pytest.CaptureFixtu
     assert err.startswith("thunderagent simulate: ")
     assert text in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        (("--json", "none/at.json"), "No such file or directory"),
+        (("--html", "none/at.html"), "No such file or directory"),
+        (("--plot", "none/at.png"), "No such file or directory"),
+        (("--json", "."), "Is a directory"),
+    ],
+)
+def test_output_that_cannot_be_written_is_told_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, output: tuple[str, str], reason: str
+) -> None:
+    """A run may take hours."""
+    monkeypatch.setattr("thunderagent.cli.simulate.run_all", None)
+    status, _, err = run(capsys, "simulate", *output)
+    assert (status, err) == (2, f"thunderagent simulate: {' '.join(output)}: {reason}\n")
+
+
+def test_trace_without_a_turn_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Such as one of a router that nobody asked anything."""
+    path = tmp_path / "trace.jsonl"
+    path.touch()
+    status, _, err = run(capsys, "simulate", "--trace", str(path))
+    assert (status, err) == (2, f"thunderagent simulate: {path}: the trace has no turn\n")
+
+
+def test_trace_of_which_nothing_fits_has_no_figures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Rather than a table of zeros."""
+    path = tmp_path / "trace.jsonl"
+    path.write_bytes(encode_turn(TraceTurn(program="p", arrival=0.0, end=1.0, prompt_tokens=2000, output_tokens=20)))
+    status, _, err = run(capsys, "simulate", "--trace", str(path), "--kv-tokens", "1024")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "every turn was too long for a replica of 1,024 KV tokens" in err
 
 
 @pytest.mark.parametrize(

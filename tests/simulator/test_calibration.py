@@ -88,7 +88,7 @@ def test_emulated_engine_is_measured_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("--backend", "http://127.0.0.1:9"), "could not be asked"),
+        (("--backend", "http://127.0.0.1:9"), "http://127.0.0.1:9 could not be asked: Connection refused\n"),
         (("--backend", "http://127.0.0.1:9x"), "could not be asked"),
     ],
 )

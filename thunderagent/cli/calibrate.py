@@ -12,6 +12,7 @@ from thunderagent.calibration import CalibrationError, Sample, Sizes, fit, measu
 from thunderagent.cli.failure import CommandError
 from thunderagent.emulator.preset_file import PresetError, write_preset
 from thunderagent.emulator.timing import Preset, TimingModel
+from thunderagent.upstream.connection import system_reason
 from thunderagent.upstream.vllm import read_metrics
 
 __all__ = ["calibrate"]
@@ -64,7 +65,9 @@ def calibrate(
     except (CalibrationError, PresetError) as error:
         raise CommandError("calibrate", str(error)) from None
     except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
-        raise CommandError("calibrate", f"{url} could not be asked: {type(error).__name__}: {error}") from None
+        is_told = isinstance(error, aiohttp.ClientConnectorError)  # whose own text has words of ssl for http
+        reason = system_reason(error) if is_told else f"{type(error).__name__}: {error}"
+        raise CommandError("calibrate", f"{url} could not be asked: {reason}") from None
     for sample in samples:
         click.echo(_line(sample, timing))
     click.echo(f"{kv_tokens:,} KV tokens; written to {output}")

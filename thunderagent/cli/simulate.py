@@ -113,7 +113,7 @@ def simulate(**given: Any) -> None:
 def _simulate(given: dict[str, Any]) -> None:
     scenario, arms, seeds = _scenario(given), _arms(given), given["seeds"]
     swept, scenarios = _sweep(given["sweep"], scenario)
-    check_outputs(given["plot"], given["html"])
+    check_outputs(given["plot"], given["html"], given["json_path"])
     results = _run(tasks_of(scenarios, arms, seeds), given["workers"])
     tables = [(_heading(each, seeds), _table(results, each, arms)) for each in scenarios]
     _warn(results)
@@ -157,8 +157,13 @@ def _scenario(given: dict[str, Any]) -> Scenario:
         if given["seeds"] > 1:
             raise ConfigError("--seeds: a trace is the same each time")
         if seconds is None:
-            seconds = max(60.0, 4.0 * max((turn.end for turn in read_trace(trace)), default=0.0))
+            seconds = max(60.0, 4.0 * max(turn.end for turn in read_trace(trace)))
     seconds = 3600.0 if seconds is None else seconds
+    incidents: tuple[Incident, ...] = (*map(parse_failure, given["fail"]), *map(parse_addition, given["add"]))
+    for incident in incidents:
+        if incident.at >= seconds:
+            option = "--add" if isinstance(incident, Addition) else "--fail"
+            raise ConfigError(f"{option} {incident}: the simulation ends at {seconds:g} s")
     ends = trace is not None or WORKLOADS[given["workload"]].ends
     scenario = Scenario(
         workload=given["workload"] if trace is None else trace.name,
@@ -175,7 +180,7 @@ def _scenario(given: dict[str, Any]) -> Scenario:
         target_seconds=given["target"],
         max_hold_seconds=given["max_hold_seconds"],
         on_hold_limit=None if limit is None else OnHoldLimit(limit),
-        incidents=(*map(parse_failure, given["fail"]), *map(parse_addition, given["add"])),
+        incidents=incidents,
         perturbation=parse_perturbation(given["perturb"]),
     )
     return scenario if given["pressure"] is None else scenario.at_pressure(given["pressure"])
@@ -202,13 +207,19 @@ def _sweep(text: str | None, scenario: Scenario) -> tuple[str, list[Scenario]]:
         raise ConfigError(f"--sweep {name}: a trace has its own programs; sweep kv-tokens or replicas")
     if kind is None or not values:
         raise ConfigError(f"--sweep {text}: give WHAT=VALUE,VALUE..., WHAT one of {', '.join(_SWEEPS)}")
-    scenarios = []
+    scenarios: list[Scenario] = []
+    numbers: list[float] = []
     for value in values.split(","):
         try:
             number = kind(value)
         except ValueError:
             raise ConfigError(f"--sweep {name}: {value!r} is no number") from None
-        if not 0 <= number < float("inf") or (number == 0 and name != "release"):
+        if number in numbers:
+            raise ConfigError(f"--sweep {name}: {value} is given twice")
+        numbers.append(number)
+        if name == "release" and not 0 <= number <= 1:
+            raise ConfigError(f"--sweep {name}: {value} must be between 0 and 1")
+        if name != "release" and not 0 < number < float("inf"):
             raise ConfigError(f"--sweep {name}: {value} must be above 0")
         if name == "pressure":
             scenarios.append(scenario.at_pressure(number))

@@ -10,7 +10,19 @@ from attrs import frozen
 
 from thunderagent.errors import ConfigError
 
-__all__ = ["Addition", "Failure", "Incident", "check_incidents", "in_order", "parse_addition", "parse_failure"]
+__all__ = [
+    "MOST_REPLICAS",
+    "Addition",
+    "Failure",
+    "Incident",
+    "check_incidents",
+    "in_order",
+    "parse_addition",
+    "parse_failure",
+]
+
+MOST_REPLICAS = 10_000
+"""More than anyone has, and what still runs."""
 
 _SECONDS = r"(\d+(?:\.\d+)?)"
 _FAILURE = re.compile(rf"(\d+)@{_SECONDS}(?:-{_SECONDS})?", re.ASCII)
@@ -74,13 +86,16 @@ def check_incidents(incidents: Sequence[Incident], replicas: int) -> None:
             raise ConfigError(f"replicas fail and join at 0 s or later, got {incident.at:g}")
         if isinstance(incident, Addition):
             if incident.replicas < 1:
-                raise ConfigError(f"at least 1 replica joins, got {incident}")
+                raise ConfigError(f"--add {incident}: at least 1 replica joins")
             replicas += incident.replicas
+            if replicas > MOST_REPLICAS:
+                raise ConfigError(f"--add {incident}: there can be {MOST_REPLICAS:,} replicas")
             continue
         if not 0 <= incident.replica < replicas:
-            raise ConfigError(f"failure {incident}: there are replicas 0 to {replicas - 1} then")
+            there = "is only replica 0" if replicas == 1 else f"are replicas 0 to {replicas - 1}"
+            raise ConfigError(f"--fail {incident}: there {there} then")
         if incident.until is not None and not incident.at < incident.until < math.inf:
-            raise ConfigError(f"failure {incident}: the replica must be back after it died")
+            raise ConfigError(f"--fail {incident}: the replica must be back after it died")
         if incident.at <= back_at.get(incident.replica, -1.0):
-            raise ConfigError(f"failure {incident}: replica {incident.replica} is dead then already")
+            raise ConfigError(f"--fail {incident}: replica {incident.replica} is dead then already")
         back_at[incident.replica] = math.inf if incident.until is None else incident.until

@@ -18,7 +18,7 @@ from thunderagent.errors import ConfigError
 from thunderagent.registry import make_policy
 from thunderagent.simulator.counting import figures_of
 from thunderagent.simulator.figures import Figures
-from thunderagent.simulator.incidents import Incident, check_incidents
+from thunderagent.simulator.incidents import MOST_REPLICAS, Incident, check_incidents
 from thunderagent.simulator.perturbation import Perturbation
 from thunderagent.simulator.programs import Arrival
 from thunderagent.simulator.rare_tools import with_rare_tools
@@ -29,6 +29,15 @@ from thunderagent.simulator.workloads import WORKLOADS, Workload, mean_footprint
 from thunderagent.trace import read_trace
 
 _LEAST_KV_TOKENS = 1_024
+_MOST = {"replicas": MOST_REPLICAS, "sessions": 1_000_000}
+_TIMES = {
+    "horizon_seconds": "--seconds",
+    "warmup_seconds": "--warmup",
+    "target_seconds": "--target",
+    "max_hold_seconds": "--max-hold-seconds",
+}
+"""What the command calls them."""
+_SAMPLE = 100
 _FIRST_OF_BURST = 1_000_000_000
 """Its sessions are numbered on from here: no workload has as many."""
 
@@ -100,19 +109,23 @@ class Scenario:
     def __attrs_post_init__(self) -> None:
         if self.trace is None and self.workload not in WORKLOADS:
             raise ConfigError(f"unknown workload {self.workload!r}; there are {', '.join(WORKLOADS)}")
-        for name in ("replicas", "sessions"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, most in _MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ConfigError(f"--{name} must be between 1 and {most:,}, got {getattr(self, name)}")
         kv_tokens = self.kv_tokens_per_replica
         if kv_tokens < _LEAST_KV_TOKENS:
             raise ConfigError(f"a replica has at least {_LEAST_KV_TOKENS} KV tokens, got {kv_tokens}")
-        for name in ("horizon_seconds", "warmup_seconds", "target_seconds", "max_hold_seconds"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
-        if not 0 <= self.warmup_seconds < self.horizon_seconds:
+        if self.trace is None and kv_tokens < shortest_tokens(self.workload):
             raise ConfigError(
-                f"warm-up must be at least 0 s and end before the horizon: {self.warmup_seconds:g} s of "
-                f"{self.horizon_seconds:g} s"
+                f"no program of {self.workload} fits a replica of {kv_tokens:,} KV tokens: of {_SAMPLE}, the "
+                f"shortest has {shortest_tokens(self.workload):,}"
+            )
+        for name, option in _TIMES.items():
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{option} must be a number of at least 0, got {getattr(self, name):g}")
+        if self.warmup_seconds >= self.horizon_seconds:
+            raise ConfigError(
+                f"the warm-up must be over before the end: {self.warmup_seconds:g} s of {self.horizon_seconds:g} s"
             )
         if not 0 <= self.release_ratio <= 1:
             raise ConfigError(f"the share of released programs is between 0 and 1, got {self.release_ratio:g}")
@@ -209,6 +222,13 @@ class Scenario:
 
 
 @lru_cache
+def shortest_tokens(workload: str) -> int:
+    """Of a sample of a workload's programs, the least that one holds when it holds most."""
+    chance = random.Random(f"{workload} shortest")
+    return min(WORKLOADS[workload].program(chance).conversation.peak_tokens for _ in range(_SAMPLE))
+
+
+@lru_cache
 def mean_footprint(workload: str, preset: Preset) -> tuple[float, int]:
     """Tokens that a program of a workload holds for itself, mean over time, and those that it shares with all."""
     found = WORKLOADS[workload]
@@ -220,7 +240,7 @@ def run(scenario: Scenario, arm: Arm, on_time: Callable[[float], None] = lambda 
     """Simulate it. ``on_time`` is called now and then with the clock's reading.
 
     Raises:
-        ConfigError: the policy cannot be made.
+        ConfigError: the policy cannot be made, all was over before the warm-up was, or no turn fits the cache.
         TraceError: the trace cannot be read.
     """
     settings = SchedulerSettings(
@@ -241,6 +261,8 @@ def run(scenario: Scenario, arm: Arm, on_time: Callable[[float], None] = lambda 
         perturbation=scenario.perturbation,
     )
     records = simulation.run()
+    if records.totals.rejected_turns and not records.totals.busy_seconds:
+        raise ConfigError(f"every turn was too long for a replica of {scenario.kv_tokens_per_replica:,} KV tokens")
     if records.end_seconds <= scenario.warmup_seconds:
         raise ConfigError(
             f"under {arm} all programs were done after {records.end_seconds:.0f} s, before the warm-up of "

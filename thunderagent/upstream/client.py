@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
-import socket
 import ssl as ssl_module
 import time
 from urllib.parse import urlsplit
@@ -15,7 +13,14 @@ from attrs import define, field, frozen
 from multidict import MultiMapping
 from yarl import URL
 
-from thunderagent.upstream.connection import Attempt, broken_by, guarded, reuse_tracing, socket_with_keepalive
+from thunderagent.upstream.connection import (
+    Attempt,
+    broken_by,
+    guarded,
+    reuse_tracing,
+    socket_with_keepalive,
+    system_reason,
+)
 
 __all__ = ["BackendClient", "FetchedPage", "ForwardFailed", "PoolSettings", "normalise_base_url"]
 
@@ -228,16 +233,16 @@ class BackendClient:
         if reason == "connect_timeout":
             return f"no connection to {where} within {self.pool.connect_timeout_seconds:g} s"
         if reason == "tls":
-            return f"no TLS connection to {where}: {_system_reason(error)}"
+            return f"no TLS connection to {where}: {system_reason(error)}"
         if reason in ("connect", "dns"):
-            return f"no connection to {where}: {_system_reason(error)}"
+            return f"no connection to {where}: {system_reason(error)}"
         if reason == "bad_response" and isinstance(error, aiohttp.ClientResponseError):
             return f"{where} answered with something other than HTTP"
         if reason == "closed":
             return f"the connections to {where} were closed"
-        system_reason = broken_by(error)
-        if system_reason is not None:
-            return f"the connection to {where} broke before its answer's end: {system_reason}"
+        broken = broken_by(error)
+        if broken is not None:
+            return f"the connection to {where} broke before its answer's end: {broken}"
         return f"{where} closed the connection before its answer's end"
 
 
@@ -259,23 +264,6 @@ def _classify(error: Exception) -> tuple[str, bool]:
     if isinstance(error, (aiohttp.ClientResponseError, aiohttp.ClientPayloadError)):
         return "bad_response", True
     return "disconnected", True
-
-
-def _system_reason(error: Exception) -> str:
-    """What the operating system, the resolver or the TLS library says."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        error = error.certificate_error
-    elif isinstance(error, aiohttp.ClientConnectorError):
-        error = error.os_error
-    if isinstance(error, ssl_module.SSLCertVerificationError):
-        return error.verify_message
-    if isinstance(error, ssl_module.SSLError):
-        return (error.reason or "handshake failed").replace("_", " ").lower()
-    if isinstance(error, socket.gaierror):
-        return error.strerror or "the name is not known"
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    return str(error) or type(error).__name__
 
 
 def _is_stale(failure: ForwardFailed, attempt: Attempt) -> bool:

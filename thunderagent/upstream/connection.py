@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 from attrs import define
 
-__all__ = ["Attempt", "broken_by", "guarded", "reuse_tracing", "socket_with_keepalive"]
+__all__ = ["Attempt", "broken_by", "guarded", "reuse_tracing", "socket_with_keepalive", "system_reason"]
 
 
 @define(eq=False)
@@ -36,6 +36,23 @@ def broken_by(error: BaseException) -> str | None:
             return os.strerror(found.errno)
         found = found.__cause__
     return None
+
+
+def system_reason(error: Exception) -> str:
+    """Of a failed request: what the operating system, the resolver or the TLS library says, where one does."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        error = error.certificate_error
+    elif isinstance(error, aiohttp.ClientConnectorError):
+        error = error.os_error
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "handshake failed").replace("_", " ").lower()
+    if isinstance(error, socket.gaierror):
+        return error.strerror or "the name is not known"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return str(error) or type(error).__name__
 
 
 def guarded(answer: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
