@@ -56,6 +56,7 @@ def test_paper_has_the_published_settings() -> None:
         low_watermark=1.0,
         high_watermark=1.0,
         growth_reserve=0.0,
+        guest_share=0.0,
         forced_resume=True,
         buffer_tokens=100,
         acting_weight=1.0,
