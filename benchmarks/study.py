@@ -1,6 +1,6 @@
 """Which policy for which agents? All built-in policies and their main options, over workloads, pressure and replicas.
 
-    python -m benchmarks.study [--full | --perturbed] [--output DIR] [--docs PAGE] [--goals PAGE]
+    python -m benchmarks.study [--full | --ablation | --perturbed] [--output DIR] [--docs PAGE] [--goals PAGE]
 
 Simulated. Each run is kept under DIR/cells: a study that was broken off goes on where it stood. Fails where a run
 comes over the upper bound, which no schedule can. ``--docs`` writes tables and picture into a page.
@@ -19,7 +19,7 @@ import click
 from attrs import evolve, frozen
 
 from benchmarks.study_cells import Cells
-from benchmarks.study_goals import write_goals
+from benchmarks.study_goals import write_ablation, write_goals
 from benchmarks.study_report import Cell, over_the_bound, write_docs, write_results
 from policies.working_set import ROTATION_SHARE
 from thunderagent.simulator.perturbation import parse_perturbation
@@ -65,6 +65,22 @@ MORE_ARMS = {
     "ticks": "pause-resume:react=false,tick_seconds=5",
 }
 """Besides, with --full."""
+
+_PARTS = "pause-resume:rotation_share=0.1,turns_per_program=32"
+ABLATION = {
+    "interactive": "working-set",
+    "batch": "working-set:dial=batch",
+    "no rotation": "pause-resume:turns_per_program=32",
+    "no lease": f"{_PARTS},idle_lease_seconds=0",
+    "lease 30 s": f"{_PARTS},idle_lease_seconds=30",
+    "no guests": f"{_PARTS},guest_share=0",
+    "no reserve": f"{_PARTS},growth_reserve=0",
+    "each beginning counted": f"{_PARTS},shared_correction=none",
+    "ticks of 5 s": f"{_PARTS},react=false,tick_seconds=5",
+    "smallest first": f"{_PARTS},resume_order=smallest",
+    "largest out": f"{_PARTS},pause_order=largest",
+}
+"""The interactive end of ``working-set``, and the same with one of its parts other than it is."""
 
 PERTURBED: Mapping[str, tuple[tuple[str, ...], float]] = {
     "estimates 25 % off": (("estimate=0.25",), 0.0),
@@ -158,6 +174,7 @@ FULL = Grid(
     tuple((pressure, release) for release in (1.0, 0.5, 0.0) for pressure in (0.5, 0.8, 1.2, 1.6, 2.4, 4.0)),
     5,
 )
+PARTS = Grid(ABLATION, (1,), ((2.0, 1.0), (2.0, 0.0)), 3, window_seconds=(2400.0, 2400.0))
 ROBUST = Grid(
     {name: ARMS[name] for name in ("affinity", "published", "first-come", "batch", "balanced", "interactive")},
     (1,),
@@ -174,6 +191,10 @@ SMOKE = Grid(
     (240.0, 240.0),
     warmup_seconds=60.0,
 )
+
+
+_GRIDS = {"full": FULL, "smoke": SMOKE, "ablation": PARTS, "perturbed": ROBUST}
+"""By option."""
 
 
 def _run(cells: Sequence[Cell], kept: Cells, workers: int | None) -> list[Cell]:
@@ -196,6 +217,7 @@ def main() -> int:
     parser.add_argument(
         "--full", action="store_true", help="16 replicas too, all options, five seeds: days of computing"
     )
+    parser.add_argument("--ablation", action="store_true", help="what each part of working-set brings")
     parser.add_argument("--perturbed", action="store_true", help="what the router does not see, at a pressure of 1.6")
     parser.add_argument("--smoke", action="store_true", help="two arms, some seconds")
     parser.add_argument("--workload", action="append", choices=list(WORKLOADS), help="only this one; repeatable")
@@ -204,7 +226,7 @@ def main() -> int:
     parser.add_argument("--goals", type=Path, metavar="PAGE", help="write which goals the dial meets there, likewise")
     parser.add_argument("--workers", type=int, help="processes (one per core)")
     options = parser.parse_args()
-    grid = FULL if options.full else SMOKE if options.smoke else ROBUST if options.perturbed else STUDY
+    grid = next((grid for name, grid in _GRIDS.items() if getattr(options, name)), STUDY)
     if options.workload:
         grid = evolve(grid, workloads=tuple(options.workload))
     began_at = time.perf_counter()
@@ -223,7 +245,7 @@ def main() -> int:
     if options.docs is not None:
         write_docs(options.docs, options.output, grid.arms, cells)
     if options.goals is not None:
-        write_goals(options.goals, cells)
+        write_ablation(options.goals, cells) if options.ablation else write_goals(options.goals, cells)
     over = over_the_bound(cells)
     for line in over:
         print(line, file=sys.stderr)

@@ -10,7 +10,7 @@ programs of their longest hold.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from attrs import frozen
@@ -19,7 +19,7 @@ from benchmarks.study_report import Cell, markdown, write_between
 from thunderagent.simulator.scenario import Scenario
 from thunderagent.simulator.shown import JAIN, LONGEST_HOLD, TURNS, Shown
 
-__all__ = ["goals_tables", "merit", "write_goals"]
+__all__ = ["goals_tables", "merit", "write_ablation", "write_goals"]
 
 _PUBLISHED = ("published", "published, decay")
 _BATCH, _MIDDLE, _INTERACTIVE = "batch", "balanced", "interactive"
@@ -259,6 +259,34 @@ def _row(cell: Cell, names: Sequence[str]) -> list[str]:
         *([cell.perturbed] if cell.perturbed else []),
     ]
     return [*load, refill, f"{cell.best:.1f}", *told]
+
+
+def _ablation_tables(cells: Sequence[Cell]) -> str:
+    """A workload per column: turns and longest holds of each arm to those of the interactive end."""
+    workloads = list(dict.fromkeys(cell.workload for cell in cells))
+    lines = list[str]()
+    for replicas, release_ratio in dict.fromkeys((cell.replicas, cell.release_ratio) for cell in cells):
+        those = {c.workload: c for c in cells if (c.replicas, c.release_ratio) == (replicas, release_ratio)}
+        rows = [[name, *(_to_whole(those.get(each), name) for each in workloads)] for name in _arms(those.values())]
+        some = next(iter(those.values()))
+        lines += [f"{some.load[0].upper()}{some.load[1:]}:", "", *markdown(("arm", *workloads), rows), ""]
+    return "\n".join(lines)
+
+
+def _arms(cells: Iterable[Cell]) -> list[str]:
+    return list(dict.fromkeys(name for cell in cells for name in cell.figures))
+
+
+def _to_whole(cell: Cell | None, name: str) -> str:
+    if cell is None or name not in cell.figures:
+        return "-"
+    turns, hold = (_to(_INTERACTIVE, shown)(cell, name) for shown in (TURNS, LONGEST_HOLD))
+    return f"{turns:.2f}, {'-' if math.isnan(hold) else f'{hold:.1f}'}"
+
+
+def write_ablation(page: Path, cells: Sequence[Cell]) -> None:
+    """Put what parts bring between the marks ``ablation`` of the page. Raises SystemExit as ``write_between``."""
+    write_between(page, "ablation", _ablation_tables(cells))
 
 
 def write_goals(page: Path, cells: Sequence[Cell]) -> None:

@@ -59,10 +59,14 @@ class Cell:
         """Which programs are."""
         return {1.0: "all", 0.0: "none"}.get(self.release_ratio, f"{100 * self.release_ratio:g} %")
 
-    def __str__(self) -> str:
+    @property
+    def load(self) -> str:
+        """All but the workload."""
         perturbed = f", {self.perturbed}" if self.perturbed else ""
-        load = f"{_engines(self.replicas)}, pressure {self.pressure:g}, {self.released} released"
-        return f"{self.workload}, {load}{perturbed}"
+        return f"{_engines(self.replicas)}, pressure {self.pressure:g}, {self.released} released{perturbed}"
+
+    def __str__(self) -> str:
+        return f"{self.workload}, {self.load}"
 
 
 def over_the_bound(cells: Sequence[Cell]) -> list[str]:
