@@ -193,7 +193,7 @@ SMOKE = Grid(
 )
 
 
-_GRIDS = {"full": FULL, "smoke": SMOKE, "ablation": PARTS, "perturbed": ROBUST}
+GRIDS = {"full": FULL, "smoke": SMOKE, "ablation": PARTS, "perturbed": ROBUST}
 """By option."""
 
 
@@ -226,7 +226,7 @@ def main() -> int:
     parser.add_argument("--goals", type=Path, metavar="PAGE", help="write which goals the dial meets there, likewise")
     parser.add_argument("--workers", type=int, help="processes (one per core)")
     options = parser.parse_args()
-    grid = next((grid for name, grid in _GRIDS.items() if getattr(options, name)), STUDY)
+    grid = next((grid for name, grid in GRIDS.items() if getattr(options, name)), STUDY)
     if options.workload:
         grid = evolve(grid, workloads=tuple(options.workload))
     began_at = time.perf_counter()

@@ -63,7 +63,7 @@ class Cell:
     def load(self) -> str:
         """All but the workload."""
         perturbed = f", {self.perturbed}" if self.perturbed else ""
-        return f"{_engines(self.replicas)}, pressure {self.pressure:g}, {self.released} released{perturbed}"
+        return f"{_engines(self.replicas)}, pressure {self.pressure:.3g}, {self.released} released{perturbed}"
 
     def __str__(self) -> str:
         return f"{self.workload}, {self.load}"

@@ -87,7 +87,7 @@ def test_study_fails_where_a_run_comes_over_the_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit status 1, and 0 otherwise."""
-    monkeypatch.setattr(study, "SMOKE", TINY)
+    monkeypatch.setitem(study.GRIDS, "smoke", TINY)
     monkeypatch.setattr("sys.argv", ["study", "--smoke", "--workers", "1", "--output", str(tmp_path)])
     assert study.main() == 0
     monkeypatch.setattr("benchmarks.study_report._BOUND", 0.0)

@@ -1,0 +1,138 @@
+"""``benchmarks.study_goals``: the merit of a schedule, and which goals are met where."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from benchmarks.study import PARTS, ROBUST
+from benchmarks.study_goals import goals_tables, merit, write_ablation, write_goals
+from benchmarks.study_report import Cell
+from thunderagent.simulator.figures import Figures, Quantiles
+from thunderagent.simulator.perturbation import Perturbation
+from thunderagent.simulator.scenario import Arm, Scenario, run
+from thunderagent.simulator.study import Task
+
+LOAD = Scenario(horizon_seconds=60.0, warmup_seconds=10.0).at_pressure(2.4)
+
+
+@pytest.fixture(scope="module")
+def some() -> Figures:
+    """Of any run, to be changed."""
+    return run(evolve(LOAD, sessions=1), Arm("affinity"))
+
+
+def cell_of(some: Figures, scenario: Scenario = LOAD, perturbed: str = "", **arms: dict[str, Any]) -> Cell:
+    """Arms with these figures."""
+    tasks = {name: (Task(scenario, Arm(name)),) for name in arms}
+    figures = {name: (evolve(some, **changed),) for name, changed in arms.items()}
+    pressure = scenario.pressure or 0.0
+    return Cell(scenario.workload, scenario.replicas, pressure, scenario.release_ratio, tasks, perturbed, figures)
+
+
+def rows(text: str, title: str) -> list[list[str]]:
+    """Cells of the table rows that begin with the title."""
+    lines = [line for line in text.splitlines() if line.startswith(f"| {title}")]
+    return [[part.strip() for part in line.strip("|").split("|")] for line in lines]
+
+
+def test_merit_is_the_price_times_the_wait(some: Figures) -> None:
+    """10 % lost, held for 300 s: 30 s, of (p - 1) K/R."""
+    cell = cell_of(
+        some,
+        best={"turns_per_minute": 80.0, "longest_hold_p95_seconds": 900.0},
+        interactive={"turns_per_minute": 72.0, "longest_hold_p95_seconds": 300.0},
+    )
+    assert merit(cell, "best") == 0.0
+    assert merit(cell, "interactive") == pytest.approx(30.0 / ((cell.pressure - 1.0) * LOAD.refill_seconds))
+
+
+def test_merit_says_nothing_where_programs_fit(some: Figures) -> None:
+    """Nobody need wait."""
+    assert math.isnan(merit(cell_of(some, LOAD.at_pressure(0.5), interactive={}), "interactive"))
+
+
+def test_refilling_takes_as_long_as_the_prompts_of_all(some: Figures) -> None:
+    """K/R by hand: as many mean prompts as the cache holds, each for its time."""
+    machine = LOAD.machine
+    tokens = round(LOAD.footprint_tokens)
+    seconds = machine.timing.prompt_seconds(tokens, machine.max_num_batched_tokens, 0)
+    assert LOAD.refill_seconds == pytest.approx(LOAD.kv_tokens_per_replica / LOAD.footprint_tokens * seconds)
+    assert 20.0 < LOAD.refill_seconds < 40.0
+
+
+def test_misses_are_counted_and_shown(some: Figures) -> None:
+    """Of two cells one loses more than a tenth at the interactive end; it is named first."""
+    turns = {"turns_per_minute": 100.0}
+    met = cell_of(some, best=turns, interactive={"turns_per_minute": 95.0})
+    missed = cell_of(some, LOAD.at_pressure(1.6), best=turns, interactive={"turns_per_minute": 80.0})
+    ((_, most, share, worst),) = rows(goals_tables([met, missed]), "2. interactive")
+    assert (most, share) == ("0.1", "1 of 2")
+    assert worst.startswith("0.20 interactive, swe-agent, one replica, pressure 1.5")
+
+
+def test_published_arm_that_is_better_in_both_is_ahead(some: Figures) -> None:
+    """More turns and no longer holds; one that holds longer is not."""
+    ours = {"turns_per_minute": 90.0, "longest_hold_p95_seconds": 300.0}
+    ahead = {"turns_per_minute": 95.0, "longest_hold_p95_seconds": 200.0}
+    longer = {"turns_per_minute": 95.0, "longest_hold_p95_seconds": 400.0}
+    shares = [
+        rows(goals_tables([cell_of(some, published=published, interactive=ours)]), "4.")[0][2]
+        for published in (ahead, longer)
+    ]
+    assert shares == ["0 of 1", "1 of 1"]
+
+
+def test_holds_goals(some: Figures) -> None:
+    """The longest of all to the usual longest, and those of large programs to those of small ones."""
+    figures = {
+        "longest_hold_p95_seconds": 100.0,
+        "hold_seconds": Quantiles(most=250.0),
+        "small_hold_seconds": 20.0,
+        "large_hold_seconds": 28.0,
+    }
+    text = goals_tables([cell_of(some, interactive=figures)])
+    assert rows(text, "3. longest hold to H")[0][2] == "0 of 1"
+    assert rows(text, "3. holds of the largest")[0][2] == "1 of 1"
+
+
+def test_perturbed_cells_are_judged_by_their_own_goals(some: Figures) -> None:
+    """12 % lost are too much for plain ones only."""
+    scenario = evolve(LOAD, perturbation=Perturbation(estimate=0.25))
+    arms = {"best": {"turns_per_minute": 100.0}, "interactive": {"turns_per_minute": 88.0}}
+    text = goals_tables([cell_of(some, scenario, "estimates off", **arms)])
+    assert rows(text, "2. interactive") == []
+    assert rows(text, "7. perturbed, interactive")[0][2] == "1 of 1"
+    assert "| estimates off |" in text
+
+
+def test_pages_get_goals_and_parts_between_their_marks(some: Figures, tmp_path: Path) -> None:
+    """Each its own; the other marks stay as they are."""
+    page = tmp_path / "page.md"
+    page.write_text(
+        "".join(f"<!-- {mark}: begin -->\n<!-- {mark}: end -->\n" for mark in ("ablation", "goals", "perturbed"))
+    )
+    whole = {"turns_per_minute": 100.0, "longest_hold_p95_seconds": 200.0}
+    part = {"turns_per_minute": 90.0, "longest_hold_p95_seconds": 300.0}
+    write_ablation(page, [cell_of(some, interactive=whole, part=part)])
+    write_goals(page, [cell_of(some, interactive=whole)])
+    text = page.read_text()
+    assert "| part | 0.90, 1.5 |" in text
+    assert text.index("ablation: end") < text.index("2. interactive") < text.index("goals: end")
+    assert text.endswith("<!-- perturbed: begin -->\n<!-- perturbed: end -->\n")
+
+
+def test_arms_and_perturbations_of_the_grids_can_be_made() -> None:
+    """Each perturbation changes its scenario, and each part its arm."""
+    cells = list(ROBUST.cells())
+    scenarios = {
+        cell.perturbed: next(iter(cell.tasks.values()))[0].scenario for cell in cells[: len(ROBUST.perturbed)]
+    }
+    assert len(scenarios) == len(set(map(repr, scenarios.values()))) == len(ROBUST.perturbed)
+    assert all(scenario.perturbation != Perturbation() or scenario.vanish_ratio for scenario in scenarios.values())
+    parts = next(iter(PARTS.cells())).tasks
+    assert len({repr(tasks[0].arm) for tasks in parts.values()}) == len(PARTS.arms)
