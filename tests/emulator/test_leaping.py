@@ -187,6 +187,23 @@ ACTIONS = st.lists(
 )
 
 
+def test_last_that_decodes_is_aborted_amid_a_step_beside_a_prompt() -> None:
+    """The step counts as made: the prompt's request decodes from there, with the blocks and tokens that it needs."""
+    engine = make(max_num_batched_tokens=16, reserve_full_prompt=False)
+    engine.add(EngineRequest("a", 1, 5))
+    engine.add(EngineRequest("b", 17, 2))
+    engine.step()
+    engine.begin_step()
+    engine.abort("a")
+    outputs = engine.end_step().outputs
+    engine.check()
+    while not engine.idle:
+        engine.begin_step()
+        outputs += engine.end_step().outputs
+        engine.check()
+    assert [(output.request_id, output.tokens) for output in outputs] == [("b", 1), ("b", 1)]
+
+
 @settings(max_examples=150, deadline=None)
 @given(ACTIONS, st.sampled_from(SchedulingPolicy), st.booleans(), st.booleans())
 def test_any_history_balances_and_ends(

@@ -265,7 +265,7 @@ class Decider:
         unfinished = self.unfinished
         if unfinished.triggers:
             unfinished.triggers.pop(trigger, None)
-        if unfinished.has_offers or unfinished.steps_left <= 0:
+        if unfinished.steps_left <= 0 or unfinished.has_offers:
             unfinished.triggers[trigger] = None
             return
         decisions: Sequence[object] = ()
@@ -276,6 +276,8 @@ class Decider:
         is_cut_off = len(decisions) == STEPS_PER_EVENT
         if not is_cut_off:  # else the policy may not have come to all that changed
             self.cluster.changed.clear()
+        if not decisions:
+            return
         before = len(self.placement.commands)
         for decision in decisions:
             if not isinstance(decision, (Admit, AdmitTurn, Move, Pause, Reconsider, Yield)):

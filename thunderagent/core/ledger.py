@@ -175,8 +175,10 @@ class Ledger:
         if program is not None and program.place is backend and branch.kept_tokens > wanted_tokens:
             wanted_tokens = branch.kept_tokens
         if charge.prefixes is branch.prefixes and wanted_tokens > branch.prefix_tokens:
-            charge.bare_tokens = wanted_tokens - branch.prefix_tokens
-            self._settle_own(charge, backend)
+            bare_tokens = wanted_tokens - branch.prefix_tokens
+            change_tokens, charge.bare_tokens = bare_tokens - charge.bare_tokens, bare_tokens
+            if change_tokens:
+                self._change_own(charge, change_tokens, backend)
         else:
             self._settle_prefixes(charge, wanted_tokens, backend)
         if wanted_tokens == 0:
@@ -199,18 +201,20 @@ class Ledger:
                 if program is not None and program.place is backend and program is not charge.branch.program:
                     backend.file(program)
 
-    @staticmethod
-    def _settle_own(charge: Charge, backend: Backend) -> None:
+    def _settle_own(self, charge: Charge, backend: Backend) -> None:
         """A prefix counts as its holder's own until somebody shares it."""
         own_tokens = charge.bare_tokens
         for key in charge.prefixes:
             held = backend.prefixes[key]
-            if len(held.holders) < 2:
+            if not held.is_shared:
                 own_tokens += held.tokens
-        change_tokens = own_tokens - charge.own_tokens
-        if change_tokens == 0:
-            return
-        charge.own_tokens = own_tokens
+        if own_tokens != charge.own_tokens:
+            self._change_own(charge, own_tokens - charge.own_tokens, backend)
+
+    @staticmethod
+    def _change_own(charge: Charge, change_tokens: int, backend: Backend) -> None:
+        """Its own tokens are so many more: its program's, or the backend's guests'."""
+        charge.own_tokens += change_tokens
         program = charge.branch.program
         if program is not None and program.place is backend:
             program.own_tokens += change_tokens

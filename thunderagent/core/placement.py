@@ -310,11 +310,8 @@ class Placement:
 
     def leave_idle(self, program: Program) -> None:
         """Strike a program off the list of the idle, if it is on it."""
-        idle = self.cluster.idle
-        if program.id in idle:
-            del idle[program.id]
-            if program.status is Status.PAUSED:
-                self._forget_paused_idle(program)
+        if self.cluster.idle.pop(program.id, None) is not None and program.status is Status.PAUSED:
+            self._forget_paused_idle(program)
 
     def _note_paused_idle(self, program: Program) -> None:
         program.size_entry = (program.total_tokens, program.sequence, program)

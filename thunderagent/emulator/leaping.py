@@ -134,6 +134,8 @@ class LeapingEngine(Engine):
             if asked:
                 told = sorted({*told, *self._decoding(asked)}, key=_rank)
             outputs = [self._tell(sequence, now) for sequence in told]
+        else:
+            decoders.advance()  # all that decoded may have been aborted amid the step
         if step.batch:
             told_tokens = len(outputs)
             scheduled_tokens += self._advance(step.batch, outputs, now)
