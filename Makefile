@@ -18,7 +18,7 @@ WORKERS ?= 128
 OUTPUT ?= outputs/swebench-lite
 SUBSET ?= lite
 SPLIT ?= test
-POLICY ?= pause-resume
+POLICY ?= working-set
 DRY_RUN ?=
 LITE_ARGS ?=
 

@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--replicas", default="1,4,16,64", metavar="N[,N]")
     parser.add_argument("--turns", type=int, default=200_000, help="ended turns per row")
-    parser.add_argument("--policy", default="pause-resume")
+    parser.add_argument("--policy", default="working-set")
     parser.add_argument("--smoke", action="store_true", help="a moment each")
     options = parser.parse_args()
     turns = 500 if options.smoke else options.turns

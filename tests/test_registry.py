@@ -16,7 +16,7 @@ from thunderagent.cli.policies import policies
 from thunderagent.errors import ConfigError
 from thunderagent.registry import load_policy, make_policy, policy_entry_points
 
-BUILT_IN = ["affinity", "least-kv", "pause-resume", "round-robin"]
+BUILT_IN = ["affinity", "least-kv", "pause-resume", "round-robin", "working-set"]
 
 GOOD = """
 from thunderagent.policy import Policy

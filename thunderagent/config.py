@@ -40,7 +40,7 @@ class Settings:
     backend_type: str = "vllm"
     host: str = "0.0.0.0"
     port: int = 8300
-    policy: str = "pause-resume"
+    policy: str = "working-set"
     policy_options: Mapping[str, str] = field(factory=dict)
     scheduler: SchedulerSettings = field(factory=SchedulerSettings)
     capacity_tokens: int | None = None
@@ -227,7 +227,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("host", _text, "Address to listen on. Default 0.0.0.0: other nodes must reach it."),
     Option("port", _number(int, 0, 65535), "Port to listen on; 0 takes a free one. Default 8300."),
-    Option("policy", _text, "Scheduling policy; see `thunderagent policies`. Default pause-resume.", "NAME"),
+    Option("policy", _text, "Scheduling policy; see `thunderagent policies`. Default working-set.", "NAME"),
     Option("policy_options", _pairs, "An option of the policy; may be repeated.", "KEY=VALUE", is_repeatable=True),
     Option("capacity_tokens", _count, "Usable KV tokens per backend, instead of what each reports."),
     Option("backend_api_key", _text, "Key sent to the backends instead of the client's.", is_secret=True),

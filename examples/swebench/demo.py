@@ -21,7 +21,7 @@ from examples.swebench.demo_run import DemoSettings, PolicyRun, run_policy
 from examples.swebench.report import compare, render
 from examples.swebench.sample import Sample
 
-COMPARED = ("round-robin", "affinity", "pause-resume")
+COMPARED = ("round-robin", "affinity", "working-set")
 _MARKER = ".thunderagent-demo"
 _LARGEST_SHARE = 4
 """The largest program needs at most one part in this many of one engine's KV."""
@@ -116,7 +116,7 @@ def _faults(run: PolicyRun, settings: DemoSettings) -> list[str]:
     faults = [f"{instance}: {verdict}" for instance, verdict in run.verdicts.items() if not verdict.resolved]
     if report.router.programs_left:
         faults.append(f"{report.router.programs_left} programs left at the router")
-    if report.policy == "pause-resume" and not (report.router.holds and report.router.pauses):
+    if report.policy == "working-set" and not (report.router.holds and report.router.pauses):
         faults.append(f"no pressure: {report.router.holds} holds, {report.router.pauses} pauses")
     if report.trajectories.largest_tokens * _LARGEST_SHARE > settings.kv_tokens:
         faults.append(
@@ -151,7 +151,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--policy", default="pause-resume", help="scheduling policy (default %(default)s)")
+    parser.add_argument("--policy", default="working-set", help="scheduling policy (default %(default)s)")
     parser.add_argument("--compare", action="store_true", help=f"run {', '.join(COMPARED)} one after the other")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="default %(default)s")
     parser.add_argument("--workers", type=_positive, help="agents at a time (default: all instances)")
@@ -164,7 +164,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", default="small-gpu", help="the engines' timing preset (default %(default)s)")
     parser.add_argument("--limit-seconds", type=_factor, default=600.0, help="per policy (default %(default)s)")
     options = parser.parse_args(arguments)
-    if options.compare and options.policy != "pause-resume":
+    if options.compare and options.policy != "working-set":
         parser.error("--compare runs its own policies; leave --policy out")
     return options
 

@@ -160,7 +160,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", type=str.strip, default="", help="the model's name as the backends serve it")
     parser.add_argument("--host", default="127.0.0.1", help="address the router listens on (default %(default)s)")
     parser.add_argument("--port", type=_port, default=8300, help="the router's port (default %(default)s)")
-    parser.add_argument("--policy", default="pause-resume", help="scheduling policy (default %(default)s)")
+    parser.add_argument("--policy", default="working-set", help="scheduling policy (default %(default)s)")
     parser.add_argument("--workers", type=_count, default=128, help="agents at a time (default %(default)s)")
     parser.add_argument("--subset", default="lite", help="lite, verified, full or a path (default %(default)s)")
     parser.add_argument("--split", default="test", help="split of the data set (default %(default)s)")

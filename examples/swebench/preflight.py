@@ -54,7 +54,7 @@ class Wanted:
     split: str
     environment_class: str
     output: Path
-    policy: str = "pause-resume"
+    policy: str = "working-set"
 
 
 def problems(wanted: Wanted) -> list[Problem]:

@@ -73,11 +73,8 @@ REFUSED_BY_THE_PROCESS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "unknown policy option": (
         (*SERVE, "--policy-option", "colour=red"),
-        "thunderagent serve: policy 'pause-resume' has no option 'colour'; it has: acting_weight, ageing_seconds, "
-        "buffer_tokens, forced_resume, growth_reserve, guest_share, half_life_seconds, high_watermark, "
-        "idle_lease_seconds, learned_lease, low_watermark, move_after_seconds, pause_decay, pause_order, preset, "
-        "quantum_seconds, quantum_turns, react, resident_ratio, resume_decay, resume_on, resume_order, "
-        "rotation_share, shared_correction, tick_seconds, turns_per_program, wait_weight",
+        "thunderagent serve: policy 'working-set' has no option 'colour'; it has: dial, growth_reserve, guest_share, "
+        "turns_per_program",
     ),
     "profile folder that cannot be made": (
         (*SERVE, "--profile", "--profile-dir", "/dev/null/profiles"),

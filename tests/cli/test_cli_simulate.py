@@ -40,10 +40,10 @@ def test_policies_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     lines = out.splitlines()
     assert lines[0].startswith("Engine: simulated, ")
     assert "14 sessions on 1 x 200,000 KV tokens, pressure 1." in lines[2]
-    assert lines[3].split() == ["pause-resume", "affinity"]
+    assert lines[3].split() == ["working-set", "affinity"]
     rows = {line[:34].strip(): line[34:].split() for line in lines[4:]}
     assert float(rows["turns/min"][0]) > 1.5 * float(rows["turns/min"][2])
-    assert rows["to pause-resume"][0] == "1.000"
+    assert rows["to working-set"][0] == "1.000"
     assert "±" in out
 
 
@@ -93,7 +93,7 @@ def test_curves_are_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     text = page.read_text()
     assert text.count("<table>") == 2
     assert "<svg" in text
-    assert "pause-resume" in text
+    assert "working-set" in text
     assert not re.search(r'(src|href)="(?!#)', text.replace("xlink:href", "")), "it refers to something outside"
     assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -145,7 +145,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown policy": (("--policy", "best"), "unknown policy 'best'; installed: affinity,"),
     "option of no form": (("--policy", "affinity:fast"), "'fast' is not OPTION=VALUE"),
     "unknown option": (("--policy", "pause-resume:speed=2"), "speed"),
-    "twice the same": (("--compare", "pause-resume"), "given twice"),
+    "twice the same": (("--compare", "working-set"), "given twice"),
     "two ways to say it": (("--sessions", "4", "--pressure", "1"), "--sessions and --pressure set the same thing"),
     "no pressure": (("--pressure", "0"), "pressure is above 0"),
     "too small a cache": (("--kv-tokens", "10"), "at least 1024 KV tokens"),

@@ -14,7 +14,7 @@ from examples.swebench.report import EngineCounts, Report, RouterCounts, Traject
 
 _SETTINGS = DemoSettings(dataset.SAMPLES[:1], 1, 2, 4000, 1.0, "small-gpu", 60.0)
 _GOOD = Report(
-    policy="pause-resume",
+    policy="working-set",
     instances=1,
     empty_patches=0,
     resolved=1,

@@ -102,7 +102,9 @@ async def test_client_that_leaves_as_its_answer_is_written_is_no_fault(
 async def test_client_that_sends_again_keeps_its_age(stack: Stack) -> None:
     """After its client's timeout a turn sent again goes before those that came in between."""
     engine = await stack.engine()
-    router = await stack.router(engine, capacity_tokens=1200, policy_options={"idle_lease_seconds": "0"})
+    router = await stack.router(
+        engine, capacity_tokens=1200, policy="pause-resume", policy_options={"idle_lease_seconds": "0"}
+    )
     await router.chat(words(1000), "a")
     first = await router.raw(chat(words(1000, "soon"), "early"))
     await until(lambda: router.held == 1)

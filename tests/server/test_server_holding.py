@@ -22,7 +22,9 @@ async def full_router(stack: Stack, **options: Any) -> tuple[Router, Engine]:
     """A router whose only place is taken by the idle program ``a``, however long it is idle."""
     engine = await stack.engine()
     no_lease = {"idle_lease_seconds": "0"}
-    router = await stack.router(engine, capacity_tokens=1200, policy_options=no_lease, **options)
+    router = await stack.router(
+        engine, capacity_tokens=1200, policy="pause-resume", policy_options=no_lease, **options
+    )
     await router.chat(words(1000), "a")
     return router, engine
 

@@ -24,7 +24,9 @@ async def pressed_router(stack: Stack, limit_seconds: float) -> tuple[Router, An
     """One whose only place is taken by the idle program ``a`` while ``b`` waits."""
     engine, no_lease = await stack.engine(), {"idle_lease_seconds": "0"}
     scheduler = {"max_hold_seconds": limit_seconds}
-    router = await stack.router(engine, capacity_tokens=1200, policy_options=no_lease, scheduler=scheduler)
+    router = await stack.router(
+        engine, capacity_tokens=1200, policy="pause-resume", policy_options=no_lease, scheduler=scheduler
+    )
     await router.chat(words(1000), "a")
     turn = router.start_chat(words(1000, "beta"), "b")
     await until(lambda: router.held == 1)

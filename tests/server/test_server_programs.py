@@ -21,7 +21,9 @@ async def full_router(stack: Stack, **options: object) -> tuple[Router, Engine]:
     """A router whose only place is taken by the idle program ``a``, however long it is idle."""
     engine = await stack.engine()
     no_lease = {"idle_lease_seconds": "0"}
-    router = await stack.router(engine, capacity_tokens=1200, policy_options=no_lease, **options)
+    router = await stack.router(
+        engine, capacity_tokens=1200, policy="pause-resume", policy_options=no_lease, **options
+    )
     await router.chat(words(FULL), "a")
     return router, engine
 
@@ -61,7 +63,7 @@ async def test_turn_that_waits_beside_its_program_s_place_counts_as_waiting(stac
     """A sub-agent of another model, whose backend is full: its program has a place, and yet waits."""
     engines = [await stack.engine(models=("a",)), await stack.engine(models=("b",))]
     no_lease = {"idle_lease_seconds": "0"}
-    router = await stack.router(*engines, capacity_tokens=1200, policy_options=no_lease)
+    router = await stack.router(*engines, capacity_tokens=1200, policy="pause-resume", policy_options=no_lease)
     await router.chat(words(FULL), "full", model="b")
     await router.chat(program="p", model="a")
     turn = router.start_chat(words(FULL, "beta"), "p", model="b")

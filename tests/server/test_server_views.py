@@ -51,7 +51,7 @@ async def test_health_has_the_published_fields_and_more(stack: Stack) -> None:
         {
             "status": "ok",
             "version": __version__,
-            "policy": "pause-resume",
+            "policy": "working-set",
             "router_mode": "tr",
             "scheduling_enabled": True,
             "backends": [engine.url],

@@ -53,7 +53,7 @@ _FIELDS = {"kv-tokens": "kv_tokens", "release": "release_ratio"}
 @click.option("--pressure", type=float, help="Instead of --sessions: their mean tokens over all KV tokens.")
 @click.option(
     "--policy",
-    default="pause-resume",
+    default="working-set",
     show_default=True,
     metavar="NAME[:OPTION=VALUE,...]",
     help="Scheduling policy.",
