@@ -21,7 +21,7 @@ from attrs import evolve, frozen
 from benchmarks.study_cells import Cells
 from benchmarks.study_goals import write_ablation, write_goals
 from benchmarks.study_report import Cell, over_the_bound, write_docs, write_results
-from policies.working_set import ROTATION_SHARE
+from thunderagent.policy import ROTATION_RATIO
 from thunderagent.simulator.perturbation import parse_perturbation
 from thunderagent.simulator.scenario import Arm, Scenario, parse_arm
 from thunderagent.simulator.study import Task
@@ -66,14 +66,14 @@ MORE_ARMS = {
 }
 """Besides, with --full."""
 
-_PARTS = "pause-resume:rotation_share=0.1,turns_per_program=32"
+_PARTS = f"pause-resume:rotation_ratio={ROTATION_RATIO},turns_per_program=32"
 ABLATION = {
     "interactive": "working-set",
     "batch": "working-set:dial=batch",
     "no rotation": "pause-resume:turns_per_program=32",
     "no lease": f"{_PARTS},idle_lease_seconds=0",
     "lease 30 s": f"{_PARTS},idle_lease_seconds=30",
-    "no guests": f"{_PARTS},guest_share=0",
+    "no guests": f"{_PARTS},guest_ratio=0",
     "no reserve": f"{_PARTS},growth_reserve=0",
     "each beginning counted": f"{_PARTS},shared_correction=none",
     "ticks of 5 s": f"{_PARTS},react=false,tick_seconds=5",
@@ -97,7 +97,9 @@ PERTURBED: Mapping[str, tuple[tuple[str, ...], float]] = {
 _ON_REPLICAS = frozenset({"round-robin", "resident", "roomiest", "tightest", "origin"})
 """Differ from others only where there are several replicas."""
 
-_ON_ONE = frozenset({"published, decay", "reserve 0.2", "lease 30 s", "quantum 20", "balanced"})
+_ON_ONE = frozenset(
+    {"published, decay", "first-come", "lease 30 s", "reserve 0.2", "quantum 20", "balanced", "resident"}
+)
 """Of which ``make study`` looks at one replica only."""
 
 
@@ -151,7 +153,7 @@ class Grid:
         if ends:
             return scenario
         least, most = self.window_seconds
-        cycle_seconds = pressure * scenario.refill_seconds / ROTATION_SHARE
+        cycle_seconds = pressure * scenario.refill_seconds / ROTATION_RATIO
         window_seconds = max(least, min(3 * cycle_seconds, most if replicas == 1 else self.several_window_seconds))
         return evolve(scenario, horizon_seconds=round(self.warmup_seconds + window_seconds))
 
@@ -165,7 +167,7 @@ STUDY = Grid(
     ((0.5, 1.0), (1.2, 1.0), (2.4, 1.0), (4.0, 1.0), (2.4, 0.0)),
     3,
     window_seconds=(1200.0, 15_000.0),
-    several_window_seconds=1500.0,
+    several_window_seconds=1200.0,
     on_one=_ON_ONE,
 )
 FULL = Grid(
@@ -214,12 +216,13 @@ def _run(cells: Sequence[Cell], kept: Cells, workers: int | None) -> list[Cell]:
 def main() -> int:
     """Exit status 1 where a run comes over the bound."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--full", action="store_true", help="16 replicas too, all options, five seeds: days of computing"
     )
-    parser.add_argument("--ablation", action="store_true", help="what each part of working-set brings")
-    parser.add_argument("--perturbed", action="store_true", help="what the router does not see, at a pressure of 1.6")
-    parser.add_argument("--smoke", action="store_true", help="two arms, some seconds")
+    which.add_argument("--ablation", action="store_true", help="what each part of working-set brings")
+    which.add_argument("--perturbed", action="store_true", help="what the router does not see, at a pressure of 1.6")
+    which.add_argument("--smoke", action="store_true", help="two arms, some seconds")
     parser.add_argument("--workload", action="append", choices=list(WORKLOADS), help="only this one; repeatable")
     parser.add_argument("--output", type=Path, default=Path("outputs/study"), metavar="DIR")
     parser.add_argument("--docs", type=Path, metavar="PAGE", help="write tables and picture there, between marks")

@@ -25,6 +25,11 @@ _PUBLISHED = ("published", "published, decay")
 _BATCH, _MIDDLE, _INTERACTIVE = "batch", "balanced", "interactive"
 _DIAL = (_BATCH, _MIDDLE, _INTERACTIVE)
 
+_LEAST_LOST = 0.01
+"""Of the throughput: seeds differ by as much, and somebody is always the best."""
+_LEAST_HOLD_SECONDS = 10.0
+"""Shorter holds are nothing that others are compared with: they count as this."""
+
 _LONGEST = Shown("hold max s", lambda figures: figures.hold_seconds.most)
 _SMALL = Shown("mean hold of the smallest quarter, s", lambda figures: figures.small_hold_seconds)
 _LARGE = Shown("mean hold of the largest quarter, s", lambda figures: figures.large_hold_seconds)
@@ -32,7 +37,9 @@ _KV_SPREAD = Shown("fullest less emptiest replica, tokens", lambda figures: figu
 _CHAT = Shown("one-off first token p99 s", lambda figures: figures.one_off_first_token_seconds.p99)
 _FIRST = Shown("first token mean s", lambda figures: figures.first_token_seconds.mean)
 _TURN = Shown("turn mean s", lambda figures: figures.turn_seconds.mean)
-_PROGRAM = Shown("program mean s", lambda figures: figures.mean_program_seconds)
+_PROGRAM = Shown(
+    "program mean s", lambda figures: figures.mean_program_seconds if figures.programs_ended else math.inf
+)
 _MAKESPAN = Shown("makespan s", lambda figures: figures.makespan_seconds or math.inf)
 _GROUP = Shown("slowest group s", lambda figures: figures.group_seconds.most)
 
@@ -50,7 +57,7 @@ def merit(cell: Cell, name: str) -> float:
     pressure = _pressure(cell)
     if pressure <= 1.0:
         return math.nan
-    lost = 1.0 - cell.ratio(name)
+    lost = max(_LEAST_LOST, 1.0 - cell.ratio(name))
     return lost * cell.mean(name, LONGEST_HOLD) / ((pressure - 1.0) * _scenario(cell).refill_seconds)
 
 
@@ -68,6 +75,10 @@ class _Goal:
 
 def _is_pressed(cell: Cell) -> bool:
     return cell.pressure > 1.0 and not cell.perturbed
+
+
+def _is_rollout(cell: Cell) -> bool:
+    return cell.workload == "rl-rollout" and not cell.perturbed
 
 
 def _is_perturbed(cell: Cell) -> bool:
@@ -95,13 +106,11 @@ def _jain_missing(cell: Cell, name: str) -> float:
 
 
 def _longest_to_usual(cell: Cell, name: str) -> float:
-    usual = cell.mean(name, LONGEST_HOLD)
-    return cell.mean(name, _LONGEST) / usual if usual >= 10.0 else math.nan
+    return cell.mean(name, _LONGEST) / max(_LEAST_HOLD_SECONDS, cell.mean(name, LONGEST_HOLD))
 
 
 def _large_to_small(cell: Cell, name: str) -> float:
-    small = cell.mean(name, _SMALL)
-    return cell.mean(name, _LARGE) / small if small >= 10.0 else math.nan
+    return cell.mean(name, _LARGE) / max(_LEAST_HOLD_SECONDS, cell.mean(name, _SMALL))
 
 
 def _ahead(cell: Cell, name: str) -> float:
@@ -117,7 +126,11 @@ def _spread(cell: Cell, name: str) -> float:
 
 
 def _to_best(shown: Shown) -> Callable[[Cell, str], float]:
-    return lambda cell, name: cell.mean(name, shown) / min(cell.mean(arm, shown) for arm in cell.figures)
+    def ratio(cell: Cell, name: str) -> float:
+        least, found = min(cell.mean(arm, shown) for arm in cell.figures), cell.mean(name, shown)
+        return math.inf if math.isinf(found) else found / max(1.0, least)
+
+    return ratio
 
 
 def _chat_seconds(cell: Cell, name: str) -> float:
@@ -150,8 +163,10 @@ GOALS = (
     ),
     _Goal("2. batch: throughput lost to the ceiling", (_BATCH,), 0.02, _is_pressed, _lost),
     _Goal("2. interactive: throughput lost to the ceiling", (_INTERACTIVE,), 0.10, _is_pressed, _lost),
-    _Goal("3. M at pressure 1.6 and above", _DIAL, 0.7, lambda cell: cell.pressure >= 1.6, merit),
-    _Goal("3. M at pressure 1.2", _DIAL, 1.2, lambda cell: 1.0 < cell.pressure < 1.6, merit),
+    _Goal(
+        "3. M at pressure 1.6 and above", _DIAL, 0.7, lambda cell: cell.pressure >= 1.6 and _is_pressed(cell), merit
+    ),
+    _Goal("3. M at pressure 1.2", _DIAL, 1.2, lambda cell: cell.pressure < 1.6 and _is_pressed(cell), merit),
     _Goal("3. longest hold to H", _DIAL, 2.0, _is_pressed, _longest_to_usual),
     _Goal("3. interactive: 1 - Jain's index of progress", (_INTERACTIVE,), 0.05, _is_pressed, _jain_missing),
     _Goal("3. holds of the largest quarter to the smallest's", _DIAL, 1.5, _is_pressed, _large_to_small),
@@ -173,14 +188,14 @@ GOALS = (
         "5. batch, rollouts: makespan to the best arm's",
         (_BATCH,),
         1.05,
-        lambda cell: cell.workload == "rl-rollout",
+        _is_rollout,
         _to_best(_MAKESPAN),
     ),
     _Goal(
         "5. batch, rollouts: slowest group to the best arm's",
         (_BATCH,),
         1.05,
-        lambda cell: cell.workload == "rl-rollout",
+        _is_rollout,
         _to_best(_GROUP),
     ),
     _Goal(
@@ -219,6 +234,8 @@ def goals_tables(cells: Sequence[Cell]) -> str:
     for goal in GOALS:
         judged = sorted(_judged(cells, goal), key=lambda entry: -entry[0])
         if not judged:
+            if any(goal.applies(cell) for cell in cells):
+                rows.append([goal.title, f"{goal.most:g}", "not judged", "-"])
             continue
         met = sum(value <= goal.most for value, _, _ in judged)
         worst = "; ".join(f"{value:.2f} {name}, {cell}" for value, name, cell in judged[:2])

@@ -39,6 +39,9 @@ from thunderagent.policy import (
 
 __all__ = ["PRESETS", "PauseResume", "Settings"]
 
+_NO_GUEST = 2.0**40
+"""Seconds: more than any age."""
+
 _LOOK_PAST = 64
 """Backends that waiters may keep to themselves before those behind them are looked at no more."""
 
@@ -91,7 +94,8 @@ class PauseResume(Policy):
             is_bounded = program is not None and 0 < settings.turns_per_program <= program.turn_count
             return None if is_bounded else turn.place.id
         is_paused = program is not None and program.status is Status.PAUSED
-        is_late = bool(cluster.line_of(turn))
+        line = cluster.line_of(turn)
+        is_late = bool(line) and (not self._places.is_guest(turn) or self._places.is_guest(line[0].turn))
         if is_late or (is_paused and not settings.react):
             return None
         self._rooms.refresh(cluster, cluster.changed_backends)
@@ -100,7 +104,10 @@ class PauseResume(Policy):
         return None if chosen is None else chosen.id
 
     def rank(self, waiter: WaiterView) -> float:
-        """By ``resume_order``; turns without a program, which stand in a line of their own, by age."""
+        """By ``resume_order``; turns without a program, which stand in a line of their own, by age, and those that
+        wait for room as programs do behind those that need not."""
+        if waiter.program is None:
+            return waiter.since if self._places.is_guest(waiter.turn) else waiter.since + _NO_GUEST
         return rank(self.settings, waiter.program, waiter.since, waiter.need_tokens)
 
     def keep_seconds(self, backend: BackendView, cluster: ClusterView) -> float:
@@ -166,10 +173,24 @@ class PauseResume(Policy):
                 continue
             key = (first.turn.id, first.need_tokens)
             least_tokens = stuck.get(key)
-            if least_tokens is not None and not is_full and not self._rooms.any_has(backends, least_tokens):
+            if (
+                least_tokens is not None
+                and not is_full
+                and not self._is_helped(first, cluster, backends, least_tokens)
+            ):
                 self._stuck[key] = least_tokens
                 continue
             yield from self._resume_line(line, cluster, backends, picked, is_full=is_full)
+
+    def _is_helped(
+        self, first: WaiterView, cluster: ClusterView, changed: Sequence[BackendView], least_tokens: int
+    ) -> bool:
+        """Whether who fitted nowhere may fit on a backend that changed."""
+        turn = first.turn
+        if not self._places.is_guest(turn):
+            return self._rooms.any_has(changed, least_tokens)
+        demand = cluster.demand(turn)
+        return any(turn.may_run_on(backend) and self._places.fits(turn, demand, backend) for backend in changed)
 
     def _resume_line(
         self,
@@ -202,7 +223,7 @@ class PauseResume(Policy):
                 if bound is not None:
                     taken.add(bound.id)
                     continue
-                if not taken and not places.passes(turn):
+                if not taken:
                     self._stuck[turn.id, waiter.need_tokens] = 0 if demand.charged else demand.bare_tokens
                 break
             self._rooms.take(chosen, self._rooms.added_tokens(demand, chosen), is_guest=turn.waits_alone)

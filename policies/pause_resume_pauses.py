@@ -164,8 +164,8 @@ class Pauses:
     def _had_its_quantum(self, program: ProgramView, now: float) -> bool:
         settings = self.settings
         is_over = 0 < settings.quantum_turns <= program.turns_served
-        if settings.rotation_share and program.place is not None and program.admitted_at is not None:
-            quantum_seconds = (program.place.refill_seconds or ASSUMED_REFILL_SECONDS) / settings.rotation_share
+        if settings.rotation_ratio and program.place is not None and program.admitted_at is not None:
+            quantum_seconds = (program.place.refill_seconds or ASSUMED_REFILL_SECONDS) / settings.rotation_ratio
             is_over = is_over or now - program.admitted_at >= quantum_seconds
         return is_over or 0 < settings.quantum_seconds <= program.service_seconds
 
@@ -173,7 +173,7 @@ class Pauses:
         """The first who waits for room that the place could give, and who would get it: those who wait for one
         backend's sake bar nobody elsewhere, others bar all behind them."""
         for line in cluster.waiting_lines():
-            if not asks(line[0]):
+            if not asks(line[0]) or self.places.is_guest(line[0].turn):
                 continue
             taken: set[BackendId] = set()
             for waiter in islice(line, _LOOK_AT):

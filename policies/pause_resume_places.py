@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container
+from itertools import islice
 
 from attrs import define
 
@@ -22,6 +22,9 @@ from thunderagent.policy import (
 )
 
 __all__ = ["Places", "asks", "key_of"]
+
+_LOOK_AT = 64
+"""Backends, the roomiest first, on which a guest is tried."""
 
 
 def asks(waiter: WaiterView) -> bool:
@@ -49,14 +52,17 @@ class Places:
         demand = cluster.demand(turn)
         bound = self.bound_to(turn, since, cluster)
         if bound is not None:
-            return bound if bound.id not in taken and self._fits(turn, demand, bound) else None
+            return bound if bound.id not in taken and self.fits(turn, demand, bound) else None
         origin = self._origin(turn, cluster)
-        if origin is not None and origin.id not in taken and self._fits(turn, demand, origin):
+        if origin is not None and origin.id not in taken and self.fits(turn, demand, origin):
             return origin
+        candidates = self.rooms.roomiest_first(cluster, 0.0 if demand.charged else demand.bare_tokens)
+        if self.is_guest(turn):
+            candidates = islice(self.rooms.roomiest_first(cluster), _LOOK_AT)
         fitting = (
             backend
-            for backend in self.rooms.roomiest_first(cluster, self._least_room(turn, demand))
-            if backend.id not in taken and turn.may_run_on(backend) and self._fits(turn, demand, backend)
+            for backend in candidates
+            if backend.id not in taken and turn.may_run_on(backend) and self.fits(turn, demand, backend)
         )
         if self.settings.resume_on == "tightest":
             return min(fitting, key=self.rooms.of, default=None)
@@ -83,21 +89,18 @@ class Places:
         """The backend to be preferred for the sake of the prefix."""
         return None if self.settings.resume_on in ("roomiest", "tightest") else origin_of(turn, cluster)
 
-    def _fits(self, turn: TurnView, demand: DemandView, backend: BackendView) -> bool:
+    def fits(self, turn: TurnView, demand: DemandView, backend: BackendView) -> bool:
+        """Whether there is room for the turn on the backend. O(1)."""
         if not could_hold(backend, turn):
             return False
         tokens = self.rooms.added_tokens(demand, backend)
-        return self.rooms.fits(backend, tokens) or (self.passes(turn) and self.rooms.fits_guest(backend, tokens))
+        return self.rooms.fits(backend, tokens) or (self.is_guest(turn) and self.rooms.fits_guest(backend, tokens))
 
-    def passes(self, turn: TurnView) -> bool:
-        """Whether it may go before programs that wait, as far as ``guest_share`` reaches."""
-        return turn.waits_alone and self.settings.guest_share > 0
-
-    def _least_room(self, turn: TurnView, demand: DemandView) -> float:
-        """Where a backend has less than this, the turn fits neither there nor where there is less."""
-        if self.passes(turn):
-            return -math.inf
-        return 0.0 if demand.charged else demand.bare_tokens
+    def is_guest(self, turn: TurnView) -> bool:
+        """Whether it may go before programs that wait, by its size: one without a place, no larger than the part of
+        the cache that such turns may take."""
+        ratio = self.settings.guest_ratio
+        return ratio > 0 and turn.waits_alone and turn.prompt_tokens <= ratio * self.rooms.largest_tokens
 
 
 def could_hold(backend: BackendView, turn: TurnView) -> bool:

@@ -35,8 +35,12 @@ class Rooms:
     _position: dict[BackendId, int] = field(factory=dict)
     _guessed: dict[BackendId, int] = field(factory=dict)
     """Backends with decisions of the last batch on them; programs that those take off it, less those put on it."""
+    _taken: dict[BackendId, float] = field(factory=dict)
+    """Tokens that decisions of the last batch put there."""
     _guests: dict[BackendId, float] = field(factory=dict)
-    """Tokens of guests that decisions of the last batch put there."""
+    """Those of guests among them."""
+    largest_tokens: float = math.inf
+    """The largest capacity of all backends when they were last counted; infinite where one is unknown, and before."""
     _empty: dict[BackendId, None] = field(factory=dict)
     """Backends without programs and turns: they take anybody, with no regard to headroom and reserve."""
 
@@ -85,8 +89,8 @@ class Rooms:
         return demand.added_tokens(backend)
 
     def excess(self, backend: BackendView, now: float) -> float:
-        """Tokens over the high watermark once those that yield have left; without guests as far as their share
-        reaches: they are soon gone."""
+        """Tokens over the high watermark once those that yield have left. Guests, which are soon gone, do not count
+        as far as their part reaches and idle programs leave room for them."""
         return self._excess(backend, self.used(backend, now, decayed=self.settings.pause_decay))
 
     def _excess(self, backend: BackendView, used_tokens: float) -> float:
@@ -95,8 +99,9 @@ class Rooms:
         settings, leaving_tokens = self.settings, backend.yielding_tokens
         if leaving_tokens:
             leaving_tokens += settings.buffer_tokens * backend.count(Standing.YIELDING)
-        if settings.guest_share:
-            leaving_tokens += min(backend.guest_tokens, int(settings.guest_share * backend.capacity_tokens))
+        if settings.guest_ratio:
+            most_tokens = int(settings.guest_ratio * backend.capacity_tokens)
+            leaving_tokens += min(backend.guest_tokens, most_tokens, backend.acting_tokens)
         return used_tokens - leaving_tokens - settings.high_watermark * backend.capacity_tokens
 
     def _room_of(self, backend: BackendView, used_tokens: float) -> float:
@@ -123,7 +128,7 @@ class Rooms:
     def refresh(self, cluster: ClusterView, changed: Sequence[BackendView]) -> list[BackendView]:
         """Count the backends again whose accounts changed; returns those of them that have outgrown their cache."""
         guessed, self._guessed = self._guessed, {}
-        self._guests.clear()
+        self._forget_batch()
         counted: Iterable[BackendView] = changed
         if guessed:
             counted = {backend.id: backend for backend in (*self.backends(cluster, guessed), *changed)}.values()
@@ -138,7 +143,9 @@ class Rooms:
     def rebuild(self, cluster: ClusterView) -> list[BackendView]:
         """Count all backends again; returns those that have outgrown their cache. O(backends)."""
         now, backends, self._guessed = cluster.now, cluster.backends, {}
-        self._guests.clear()
+        self._forget_batch()
+        capacities = [backend.capacity_tokens or math.inf for backend in backends]
+        self.largest_tokens = max(capacities, default=math.inf)
         counts = [self._count(backend, now) for backend in backends]
         self._empty = {backend.id: None for backend in backends if self._is_empty(backend)}
         self._room = {backend.id: room for backend, (room, _) in zip(backends, counts, strict=True)}
@@ -180,18 +187,21 @@ class Rooms:
         return tokens <= self._room.get(backend.id, 0.0) or backend.id in self._empty
 
     def fits_guest(self, backend: BackendView, tokens: int) -> bool:
-        """Whether a turn without a place fits beside the turns that run, at the expense of what idle programs left
-        in the cache, and within the guests' share."""
-        capacity_tokens, spare_tokens = backend.capacity_tokens, backend.spare_tokens
+        """Whether a turn without a place fits beside what runs, at the expense of what idle programs left in the
+        cache, and within the guests' part; not where room is being made for somebody at the hold limit."""
+        capacity_tokens, spare_tokens, name = backend.capacity_tokens, backend.spare_tokens, backend.id
         if capacity_tokens is None or spare_tokens is None:
             return True
-        coming_tokens = tokens + self._guests.get(backend.id, 0)
-        guest_limit_tokens = self.settings.guest_share * capacity_tokens
-        return backend.guest_tokens + coming_tokens <= guest_limit_tokens and coming_tokens <= spare_tokens
+        if backend.reserved_tokens:
+            return False
+        guest_tokens = backend.guest_tokens + self._guests.get(name, 0.0) + tokens
+        running_tokens = backend.shared_tokens + self._taken.get(name, 0.0) + tokens
+        return guest_tokens <= self.settings.guest_ratio * capacity_tokens and running_tokens <= spare_tokens
 
     def take(self, backend: BackendView, tokens: float, *, is_guest: bool = False) -> None:
         """Count an admission of this batch."""
         self._guess(backend, -tokens - self.settings.buffer_tokens, -1)
+        self._taken[backend.id] = self._taken.get(backend.id, 0.0) + tokens
         if is_guest:
             self._guests[backend.id] = self._guests.get(backend.id, 0.0) + tokens
 
@@ -203,6 +213,10 @@ class Rooms:
     def left(self, backend: BackendView) -> int:
         """Programs placed there once this batch is carried out."""
         return backend.program_count - self._guessed.get(backend.id, 0)
+
+    def _forget_batch(self) -> None:
+        self._taken.clear()
+        self._guests.clear()
 
     def _guess(self, backend: BackendView, change_tokens: float, leaving: int) -> None:
         self._guessed[backend.id] = self._guessed.get(backend.id, 0) + leaving

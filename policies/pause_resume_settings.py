@@ -46,9 +46,10 @@ class Settings:
     """lambda_min: let in on a backend only while less than this share of its capacity is used."""
     growth_reserve: float = field(default=0.1, validator=validators.lt(1))
     """Share of the capacity kept free when letting in, for the growth of those already in."""
-    guest_share: float = field(default=0.2, validator=validators.le(1))
-    """Turns without a place of their own (one-off turns) go before programs that wait while all of them on a backend
-    take no more than this share of its capacity and running turns leave room for them; 0: they wait for room."""
+    guest_ratio: float = field(default=0.2, validator=validators.le(1))
+    """Turns without a place of their own (one-off turns) go before programs that wait while all that run so on a
+    backend, released programs' last turns included, take no more than this share of its capacity and what runs leaves
+    room for them; 0, and larger ones: they wait for room."""
     forced_resume: bool = False
     """At the hold limit let the turn in over capacity (published), where ``--on-hold-limit`` does not say."""
 
@@ -80,7 +81,7 @@ class Settings:
     idle_lease_seconds: float = 30.0
     """Without ``learned_lease``: programs idle for longer may be paused for a waiter that fits nowhere, longest idle
     first; 0: never."""
-    rotation_share: float = field(default=0.0, validator=validators.lt(1))
+    rotation_ratio: float = field(default=0.0, validator=validators.lt(1))
     """An admitted program yields to who waits once it has had its place for so long that prefilling it again takes
     this share of its part of the engine; 0: never."""
     quantum_turns: int = 0
@@ -94,7 +95,7 @@ class Settings:
     @property
     def rotates(self) -> bool:
         """Whether programs yield at the end of a quantum."""
-        return bool(self.quantum_turns or self.quantum_seconds or self.rotation_share)
+        return bool(self.quantum_turns or self.quantum_seconds or self.rotation_ratio)
 
     @property
     def reclaims(self) -> bool:
@@ -110,7 +111,7 @@ PRESETS: Mapping[str, Settings] = {
         resume_order="published",
         resume_on="roomiest",
         growth_reserve=0.0,
-        guest_share=0.0,
+        guest_ratio=0.0,
         forced_resume=True,
         shared_correction="usage",
         half_life_seconds=1.0,
@@ -126,6 +127,7 @@ _NOT_PUBLISHED = (
     "move_after_seconds",
     "ageing_seconds",
     "wait_weight",
+    "guest_ratio",
     "quantum_turns",
     "quantum_seconds",
 )
@@ -163,4 +165,4 @@ def _published(policy: str, options: Mapping[str, str], settings: Settings) -> S
                 f"policy {policy!r}: option {name}={options[name]} does nothing with resume_order=published: "
                 "leave it out, or set resume_order to oldest, first-come or smallest"
             )
-    return evolve(settings, resume_on="roomiest")
+    return evolve(settings, resume_on="roomiest", guest_ratio=0.0)

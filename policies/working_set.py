@@ -15,15 +15,12 @@ from attrs import define, field, frozen, validators
 from policies.options import read_options
 from policies.pause_resume import PauseResume
 from policies.pause_resume_settings import Settings
-from thunderagent.policy import OptionError
+from thunderagent.policy import ROTATION_RATIO, OptionError
 
-__all__ = ["DIAL", "ROTATION_SHARE", "Options", "WorkingSet"]
+__all__ = ["DIAL", "Options", "WorkingSet"]
 
 DIAL: Mapping[str, float] = {"batch": 0.0, "balanced": 0.5, "interactive": 1.0}
 """Positions of the dial that have a name."""
-
-ROTATION_SHARE = 0.1
-"""What share of the engine rotation may take at the interactive end: the price of bounded waits."""
 
 
 @frozen
@@ -34,7 +31,7 @@ class Options:
     """From 0 (batch) to 1 (interactive)."""
     growth_reserve: float = field(default=0.1, validator=validators.lt(1))
     """Share of the capacity kept free when letting in, for the growth of those already in."""
-    guest_share: float = field(default=0.2, validator=validators.le(1))
+    guest_ratio: float = field(default=0.2, validator=validators.le(1))
     """Of the capacity, what one-off turns may take without waiting for room; 0: they wait as programs do."""
     turns_per_program: int = 32
     """Turns of one program that may run at once, the others wait at its place; 0: no bound."""
@@ -44,9 +41,9 @@ class Options:
         return Settings(
             resume_order="oldest" if self.dial else "first-come",
             wait_weight=self.dial,
-            rotation_share=ROTATION_SHARE * self.dial,
+            rotation_ratio=ROTATION_RATIO * self.dial,
             growth_reserve=self.growth_reserve,
-            guest_share=self.guest_share,
+            guest_ratio=self.guest_ratio,
             turns_per_program=self.turns_per_program,
         )
 

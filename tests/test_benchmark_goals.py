@@ -41,14 +41,15 @@ def rows(text: str, title: str) -> list[list[str]]:
 
 
 def test_merit_is_the_price_times_the_wait(some: Figures) -> None:
-    """10 % lost, held for 300 s: 30 s, of (p - 1) K/R."""
+    """10 % lost, held for 300 s: 30 s, of (p - 1) K/R. The best arm counts as losing 1 %."""
     cell = cell_of(
         some,
         best={"turns_per_minute": 80.0, "longest_hold_p95_seconds": 900.0},
         interactive={"turns_per_minute": 72.0, "longest_hold_p95_seconds": 300.0},
     )
-    assert merit(cell, "best") == 0.0
-    assert merit(cell, "interactive") == pytest.approx(30.0 / ((cell.pressure - 1.0) * LOAD.refill_seconds))
+    whole_seconds = (cell.pressure - 1.0) * LOAD.refill_seconds
+    assert merit(cell, "best") == pytest.approx(9.0 / whole_seconds)
+    assert merit(cell, "interactive") == pytest.approx(30.0 / whole_seconds)
 
 
 def test_merit_says_nothing_where_programs_fit(some: Figures) -> None:
@@ -100,12 +101,33 @@ def test_holds_goals(some: Figures) -> None:
     assert rows(text, "3. holds of the largest")[0][2] == "1 of 1"
 
 
+def test_starving_the_large_is_a_miss(some: Figures) -> None:
+    """Also where the small are never held, and where hardly any program is held for long but one."""
+    figures = {
+        "longest_hold_p95_seconds": 5.0,
+        "hold_seconds": Quantiles(most=1_800.0),
+        "small_hold_seconds": 0.0,
+        "large_hold_seconds": 1_500.0,
+    }
+    text = goals_tables([cell_of(some, interactive=figures)])
+    assert rows(text, "3. longest hold to H")[0][2] == "0 of 1"
+    assert rows(text, "3. holds of the largest")[0][2] == "0 of 1"
+
+
+def test_batch_that_ends_no_program_misses(some: Figures) -> None:
+    """A mean over none is no short time."""
+    ended = {"programs_ended": 3, "mean_program_seconds": 100.0}
+    none = {"programs_ended": 0, "mean_program_seconds": 0.0}
+    text = goals_tables([cell_of(some, **{"first-come": ended, "batch": none})])
+    assert rows(text, "5. batch: mean time")[0][2] == "0 of 1"
+
+
 def test_perturbed_cells_are_judged_by_their_own_goals(some: Figures) -> None:
     """12 % lost are too much for plain ones only."""
     scenario = evolve(LOAD, perturbation=Perturbation(estimate=0.25))
     arms = {"best": {"turns_per_minute": 100.0}, "interactive": {"turns_per_minute": 88.0}}
     text = goals_tables([cell_of(some, scenario, "estimates off", **arms)])
-    assert rows(text, "2. interactive") == []
+    assert rows(text, "2. interactive") == rows(text, "3.") == []
     assert rows(text, "7. perturbed, interactive")[0][2] == "1 of 1"
     assert "| estimates off |" in text
 

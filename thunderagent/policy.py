@@ -8,6 +8,7 @@ from thunderagent.core.events import Event
 from thunderagent.core.ids import BackendId, BranchId, PrefixKey, ProgramId, TurnId
 from thunderagent.core.policy import (
     ASSUMED_REFILL_SECONDS,
+    ROTATION_RATIO,
     BackendView,
     ClusterView,
     DemandView,
@@ -24,6 +25,7 @@ from thunderagent.core.settings import OnHoldLimit
 
 __all__ = [
     "ASSUMED_REFILL_SECONDS",
+    "ROTATION_RATIO",
     "Admit",
     "AdmitTurn",
     "BackendId",

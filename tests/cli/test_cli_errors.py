@@ -73,7 +73,7 @@ REFUSED_BY_THE_PROCESS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "unknown policy option": (
         (*SERVE, "--policy-option", "colour=red"),
-        "thunderagent serve: policy 'working-set' has no option 'colour'; it has: dial, growth_reserve, guest_share, "
+        "thunderagent serve: policy 'working-set' has no option 'colour'; it has: dial, growth_reserve, guest_ratio, "
         "turns_per_program",
     ),
     "profile folder that cannot be made": (

@@ -40,7 +40,7 @@ def test_each_option_is_read_as_its_kind() -> None:
         "move_after_seconds": "20",
         "low_watermark": "0.7",
         "growth_reserve": "0",
-        "guest_share": "0.2",
+        "guest_ratio": "0.2",
         "forced_resume": "yes",
         "buffer_tokens": "512",
         "acting_weight": "0.5",
@@ -52,7 +52,7 @@ def test_each_option_is_read_as_its_kind() -> None:
         "pause_order": "largest",
         "idle_lease_seconds": "0",
         "learned_lease": "true",
-        "rotation_share": "0.1",
+        "rotation_ratio": "0.1",
         "quantum_turns": "2",
         "quantum_seconds": "1.5",
         "turns_per_program": "4",
@@ -68,7 +68,7 @@ def test_each_option_is_read_as_its_kind() -> None:
         move_after_seconds=20.0,
         low_watermark=0.7,
         growth_reserve=0.0,
-        guest_share=0.2,
+        guest_ratio=0.2,
         forced_resume=True,
         buffer_tokens=512,
         acting_weight=0.5,
@@ -80,7 +80,7 @@ def test_each_option_is_read_as_its_kind() -> None:
         pause_order="largest",
         learned_lease=True,
         idle_lease_seconds=0.0,
-        rotation_share=0.1,
+        rotation_ratio=0.1,
         quantum_turns=2,
         quantum_seconds=1.5,
         turns_per_program=4,
@@ -170,7 +170,7 @@ def test_option_that_the_published_order_has_no_use_for_is_refused(name: str, te
 def test_published_order_resumes_on_the_roomiest() -> None:
     """Also where the preset says otherwise."""
     assert PauseResume.from_options({"resume_order": "published"}).settings == Settings(
-        resume_order="published", resume_on="roomiest"
+        resume_order="published", resume_on="roomiest", guest_ratio=0.0
     )
 
 

@@ -137,7 +137,7 @@ def test_large_one_is_served_in_spite_of_small_ones_that_keep_coming() -> None:
 
 def test_one_off_turns_are_let_in_by_age_in_any_order_of_programs() -> None:
     """They stand in a line of their own: 3,000 before 500."""
-    driver = full(resume_order="smallest")
+    driver = full(resume_order="smallest", guest_ratio="0")
     turns = [driver.arrive(None, 3_000, after=1.0), driver.arrive(None, 500, after=1.0)]
     resize(driver, 50_000)
     assert forwarded(driver)[1:] == turns
@@ -146,7 +146,7 @@ def test_one_off_turns_are_let_in_by_age_in_any_order_of_programs() -> None:
 @pytest.mark.parametrize("resume_order", ["oldest", "smallest", "published"])
 def test_one_off_turn_does_not_pass_an_older_one(resume_order: str) -> None:
     """2,000 are free beside z: 3,000 wait, and 500 wait behind them, until z is gone."""
-    driver = driver_of(7_300, resume_order=resume_order)
+    driver = driver_of(7_300, resume_order=resume_order, guest_ratio="0")
     driver.arrive("z", 5_000)
     turns = [driver.arrive(None, 3_000), driver.arrive(None, 500, after=1.0)]
     assert sorted(driver.held) == turns
@@ -156,7 +156,7 @@ def test_one_off_turn_does_not_pass_an_older_one(resume_order: str) -> None:
 
 def test_one_off_turn_does_not_pass_a_turn_that_waits_beside_its_programs_place() -> None:
     """Such turns stand in the same line: s of 4,000, for n, has no room beside z on B, and 500 wait behind it."""
-    driver = driver_of()
+    driver = driver_of(guest_ratio="0")
     driver.add("A", 10_000, ["m"])
     driver.add("B", 7_300, ["n"])
     driver.arrive("p", 1_000, model="m")

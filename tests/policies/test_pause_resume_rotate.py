@@ -140,7 +140,7 @@ def test_rotation_serves_everybody_in_turn(options: dict[str, str], ran: str) ->
 def test_rotation_at_a_price_serves_everybody_in_turn() -> None:
     """A cache takes 30 s to fill, as long as that is not known, and may take 0.9 of the engine's time: 33.3 s each,
     over after the twelfth turn of 3 s."""
-    driver = driver_of(10_000, rotation_share="0.9")
+    driver = driver_of(10_000, rotation_ratio="0.9")
     assert turns_of(driver, ["p", "q", "r"], 8_000, 36) == "p" * 12 + "q" * 12 + "r" * 12
     driver.close()
 

@@ -141,7 +141,7 @@ class TestWorkingSet(PolicyContract):
 
 
 class TestWorkingSetBatch(PolicyContract):
-    make_policy = staticmethod(lambda: WorkingSet.from_options({"dial": "batch", "guest_share": "1"}))
+    make_policy = staticmethod(lambda: WorkingSet.from_options({"dial": "batch", "guest_ratio": "1"}))
 
 
 class TestWorkingSetBetween(PolicyContract):

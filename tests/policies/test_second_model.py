@@ -61,7 +61,7 @@ def test_turn_beside_the_place_goes_elsewhere_where_its_cache_was_lost(make_poli
 
 
 @pytest.mark.parametrize(
-    "make_policy", [LeastKv, lambda: PauseResume.from_options({"growth_reserve": "0.05", "guest_share": "0"})]
+    "make_policy", [LeastKv, lambda: PauseResume.from_options({"growth_reserve": "0.05", "guest_ratio": "0"})]
 )
 def test_turn_beside_the_place_goes_elsewhere_where_it_does_not_fit(make_policy: Callable[[], Policy]) -> None:
     """90,000 of B's 100,000 are taken by then, and 5,000 are kept free."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from pause_resume_cases import act, admitted, end, paused, resize
+from pause_resume_cases import SYSTEM_PROMPT, act, admitted, end, paused, resize
 
-from policies.working_set import Options, WorkingSet
+from policies.pause_resume import Settings
+from policies.working_set import WorkingSet
+from thunderagent.core.settings import SchedulerSettings
 from thunderagent.policy import OptionError
 from thunderagent.testing import SchedulerDriver
 
@@ -20,7 +22,7 @@ def driver_of(*capacities: int, **options: str) -> SchedulerDriver:
 
 def test_dial_has_names_and_is_continuous() -> None:
     """Names and numbers mean the same; the default is the interactive end."""
-    shares = {text: WorkingSet.from_options({"dial": text}).settings.rotation_share for text in ("0", "0.5", "1")}
+    shares = {text: WorkingSet.from_options({"dial": text}).settings.rotation_ratio for text in ("0", "0.5", "1")}
     for name, number in (("batch", "0"), ("balanced", "0.5"), ("interactive", "1")):
         assert WorkingSet.from_options({"dial": name}).settings == WorkingSet.from_options({"dial": number}).settings
     assert WorkingSet.from_options({}).settings == WorkingSet.from_options({"dial": "interactive"}).settings
@@ -36,7 +38,7 @@ def test_dial_beyond_its_ends_is_refused(text: str) -> None:
 
 def test_other_options_are_named_when_one_is_wrong() -> None:
     """Not those of pause-resume."""
-    with pytest.raises(OptionError, match="it has: dial, growth_reserve, guest_share, turns_per_program"):
+    with pytest.raises(OptionError, match="it has: dial, growth_reserve, guest_ratio, turns_per_program"):
         WorkingSet.from_options({"quantum_turns": "3"})
 
 
@@ -138,13 +140,100 @@ def test_one_off_turns_that_come_at_once_are_counted_together() -> None:
 
 def test_without_a_share_they_wait() -> None:
     """As under pause-resume."""
-    driver = driver_of(10_000, guest_share="0")
+    driver = driver_of(10_000, guest_ratio="0")
     act(driver, ("idle", 6_000))
     driver.arrive("runs", 3_500)
     assert driver.arrive(None, 900) in driver.held
     driver.close()
 
 
-def test_options_have_the_defaults_that_they_tell() -> None:
-    """Interactive."""
-    assert Options().settings() == WorkingSet.from_options({}).settings
+def test_flood_of_one_off_turns_does_not_keep_room_from_the_hold_limit() -> None:
+    """While room is made for a program that waited too long, one-off turns take none of it."""
+    settings = SchedulerSettings(max_hold_seconds=60.0)
+    driver = SchedulerDriver(WorkingSet.from_options({"growth_reserve": "0"}), settings)
+    driver.add("A", 10_000)
+    act(driver, ("idle", 3_000))
+    big = driver.arrive("big", 9_500)
+    for _ in range(120):
+        driver.arrive(None, 240)
+        driver.advance(1.0)
+        for turn in [turn for turn in driver.running if turn != big][:1]:
+            driver.finish(turn)
+    assert big in driver.running
+    driver.close()
+
+
+def test_one_off_turns_leave_room_for_what_running_turns_share() -> None:
+    """Six on a common beginning take 9,400 of 10,000, though only 5,400 of them are their own."""
+    driver = driver_of(10_000)
+    for index in range(6):
+        driver.arrive(f"p{index}", 1_900, prefixes=[SYSTEM_PROMPT])
+    assert driver.accounted() == {"A": 6_400}
+    driver.arrive("p6", 3_900, prefixes=[SYSTEM_PROMPT])
+    turns = [driver.arrive(None, 900) for _ in range(2)]
+    assert not any(turn in driver.running for turn in turns)
+    driver.close()
+
+
+def test_one_off_turns_count_programs_that_were_let_in_just_now() -> None:
+    """10,000 are free at once: a program takes 9,000 of them, and one-off turns see that."""
+    driver = driver_of(10_000)
+    first = driver.arrive(None, 9_900)
+    program = driver.arrive("second", 9_000)
+    turns = [driver.arrive(None, 600) for _ in range(3)]
+    driver.finish(first)
+    assert program in driver.running
+    assert sum(turn in driver.running for turn in turns) == 1
+    driver.close()
+
+
+def test_large_one_off_turn_stops_no_small_ones() -> None:
+    """It takes more than their part, so it waits for room as programs do."""
+    driver = driver_of(10_000)
+    driver.arrive("runs", 7_800)
+    large = driver.arrive(None, 2_900)
+    small = [driver.arrive(None, 200) for _ in range(5)]
+    assert [turn in driver.running for turn in (large, *small)] == [False] + [True] * 5
+    driver.close()
+
+
+def test_nobody_gives_its_place_up_for_a_one_off_turn_that_waits_for_another() -> None:
+    """Their part is full for a moment."""
+    driver = driver_of(10_000)
+    turn = driver.arrive("p", 7_900)
+    driver.arrive(None, 1_900)
+    driver.advance(400.0)
+    waits = driver.arrive(None, 1_900)
+    driver.finish(turn)
+    driver.arrive("p", 7_900)
+    assert (paused(driver), waits in driver.held) == ([], True)
+    driver.close()
+
+
+def test_program_with_many_turns_comes_back_behind_who_waits() -> None:
+    """Turns that waited at its own place did not ask for one: else it would have its place back at once."""
+    driver = driver_of(10_000, turns_per_program="1")
+    turns = [driver.arrive("many", 8_000, branch=f"b{index}") for index in range(40)]
+    waits = driver.arrive("waits", 8_000, after=1.0)
+    for _ in range(40):
+        driver.advance(10.0)
+        running = [turn for turn in turns if turn in driver.running]
+        if waits in driver.running or not running:
+            break
+        driver.finish(running[0], 190, 10)
+    assert waits in driver.running
+    assert driver.now < 330.0
+    driver.close()
+
+
+def test_options_mean_what_pause_resume_calls_them() -> None:
+    """All of them at the interactive end, written out."""
+    assert WorkingSet.from_options({}).settings == Settings(
+        resume_order="oldest",
+        wait_weight=1.0,
+        rotation_ratio=0.1,
+        growth_reserve=0.1,
+        guest_ratio=0.2,
+        turns_per_program=32,
+        learned_lease=True,
+    )

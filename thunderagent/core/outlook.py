@@ -13,14 +13,11 @@ from attrs import frozen
 
 from thunderagent.core.cluster import Cluster
 from thunderagent.core.ids import PrefixKey
-from thunderagent.core.policy import ASSUMED_REFILL_SECONDS
+from thunderagent.core.policy import ASSUMED_REFILL_SECONDS, ROTATION_RATIO
 from thunderagent.core.program import Branch
 from thunderagent.core.settings import SchedulerSettings
 
-__all__ = ["ROTATION_RATIO", "Outlook", "outlook"]
-
-ROTATION_RATIO = 0.1
-"""The share of the engines that may go into changing places: L of the waits to be expected."""
+__all__ = ["Outlook", "outlook"]
 
 
 @frozen
@@ -34,7 +31,8 @@ class Outlook:
     """K/R: the backends' mean, weighted by capacity."""
     hold_seconds: float | None
     """How long programs wait for a place where ``ROTATION_RATIO`` of the engines goes into changing places. 0 while
-    nobody waits: a policy that holds nothing back has more placed than there is room for, and no waits."""
+    nobody waits (a policy that holds nothing back has more placed than there is room for, and no waits), and where
+    all would fit together but for reserves and for room that is split among backends."""
     rotation_ratio: float | None
     """What share of the engines it takes to keep ``max_hold_seconds``; above 1 no schedule can. 0 without a limit."""
 

@@ -207,6 +207,9 @@ class Placement:
             self._note_paused_idle(program)
         waiter = self.cluster.queue.of_program(program)
         if waiter is not None and program.waiting_since is None:
+            if reason is not PauseReason.BACKEND_LOST:
+                # Turns that waited at its place did not ask for one: being old, they would have it back at once.
+                self.cluster.queue.restart(program, self.cluster.now)
             program.waiting_since = waiter.since
         for turn in program.held.values():
             if turn.hold_reason is HoldReason.YIELDING:

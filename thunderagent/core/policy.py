@@ -21,6 +21,7 @@ from thunderagent.core.settings import OnHoldLimit
 
 __all__ = [
     "ASSUMED_REFILL_SECONDS",
+    "ROTATION_RATIO",
     "BackendView",
     "ClusterView",
     "DemandView",
@@ -36,6 +37,10 @@ __all__ = [
 
 ASSUMED_REFILL_SECONDS = 30.0
 """Taken for ``BackendView.refill_seconds`` while that is unknown."""
+
+ROTATION_RATIO = 0.1
+"""The share of the engines that may go into prefilling programs again whose place went to others: what waits are
+foreseen by, and what ``working-set`` pays at the interactive end."""
 
 
 class OptionError(ValueError):

@@ -135,6 +135,13 @@ class Queue:
         if waiter is not None:
             self._enlist(waiter)
 
+    def restart(self, program: Program, since: float) -> None:
+        """The program asks for a place from now on. O(log waiters)."""
+        waiter = self.waiters[program.id]
+        self._leave_line(waiter)
+        waiter.since = since
+        self._enlist(waiter)
+
     def renew(self, turn: Turn) -> None:
         """A held turn may wait for something else now: it goes behind the others of its waiter."""
         waiter = self.waiters[_key(turn)]

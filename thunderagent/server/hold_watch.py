@@ -11,7 +11,8 @@ from typing import Any
 import structlog
 from attrs import define
 
-from thunderagent.core.outlook import ROTATION_RATIO, Outlook
+from thunderagent.core.outlook import Outlook
+from thunderagent.core.policy import ROTATION_RATIO
 from thunderagent.core.settings import OnHoldLimit
 from thunderagent.gateway import Gateway
 
@@ -41,7 +42,10 @@ class HoldLimitWatch:
         """Look until cancelled."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            self.look()
+            try:
+                self.look()
+            except Exception:
+                _log.exception("hold_limit.look_failed")
 
     def look(self) -> None:
         """Look once. While nothing is known, what was told last stands."""
