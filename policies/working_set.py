@@ -50,7 +50,7 @@ class Options:
 
 @define(eq=False)
 class WorkingSet(PauseResume):
-    """Run to completion, first come first served, or rotation among all that wait, and all between.
+    """Admits what the KV cache holds; who waits, and for how long, is set by one dial from batch to interactive.
 
     The module's docstring says how; the options are in ``Options``.
     """

@@ -46,6 +46,7 @@ async def test_health_and_metrics_show_the_outlook(stack: Stack) -> None:
         "rotation_ratio": pytest.approx((pressure - 1) * 30 / 60, abs=0.001),
         "max_hold_seconds": 60.0,
         "keeps_limit": False,
+        "is_refill_known": False,
     }
     assert await router.metric("thunderagent_pressure") == pytest.approx(pressure, abs=0.001)
     found = await router.metric("thunderagent_expected_hold_seconds")
@@ -137,7 +138,10 @@ def test_warning_says_what_is_given_instead_and_what_helps() -> None:
         "on_hold_limit": "head",
         "instead": "turns at the limit get the next room, in the order in which they reached it; prefilling again "
         "who made room takes about 90 % of the engines",
-        "remedy": "2 more replicas, 67 % fewer agents at once, or --max-hold-seconds 900",
+        "remedy": "2 more replicas, 67 % fewer agents at once, or --max-hold-seconds 900; these take 30 s for the "
+        "time to fill a cache with prompts, since no streamed answer has told yet how fast the engines are",
+        "refill_seconds": 30.0,
+        "is_refill_known": False,
     }
 
 
@@ -206,6 +210,8 @@ def test_end_is_told_once_it_has_lasted() -> None:
             "max_hold_seconds": 100.0,
             "expected_hold_seconds": 0,
             "rotation_ratio": 0.0,
+            "refill_seconds": 30.0,
+            "is_refill_known": False,
         }
     ]
 

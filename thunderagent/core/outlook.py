@@ -35,6 +35,9 @@ class Outlook:
     all would fit together but for reserves and for room that is split among backends."""
     rotation_ratio: float | None
     """What share of the engines it takes to keep ``max_hold_seconds``; above 1 no schedule can. 0 without a limit."""
+    is_refill_known: bool = False
+    """Whether the router knows of every backend how fast it prefills, which a streamed answer says; one of which it
+    does not is taken to fill its cache in ``ASSUMED_REFILL_SECONDS``."""
 
     @property
     def keeps_limit(self) -> bool:
@@ -50,11 +53,12 @@ def outlook(cluster: Cluster, settings: SchedulerSettings) -> Outlook:
     backends, limit_seconds = cluster.backends, settings.max_hold_seconds
     weights = [(entry.capacity_tokens or 0, entry.refill_seconds or ASSUMED_REFILL_SECONDS) for entry in backends]
     capacity_tokens = sum(tokens for tokens, _ in weights)
+    is_refill_known = bool(backends) and all(entry.refill_seconds for entry in backends)
     refill_seconds = ASSUMED_REFILL_SECONDS
     if capacity_tokens:
         refill_seconds = sum(tokens * seconds for tokens, seconds in weights) / capacity_tokens
     if not capacity_tokens or any(entry.capacity_tokens is None for entry in backends):
-        return Outlook(None, refill_seconds, None, None if limit_seconds else 0.0)
+        return Outlook(None, refill_seconds, None, None if limit_seconds else 0.0, is_refill_known)
     needs = _needs_of_waiting(cluster)
     needed_tokens = sum(entry.accounted_tokens for entry in backends) + _added_tokens(needs, cluster)
     pressure = needed_tokens / capacity_tokens
@@ -62,6 +66,7 @@ def outlook(cluster: Cluster, settings: SchedulerSettings) -> Outlook:
     return Outlook(
         pressure=pressure,
         refill_seconds=refill_seconds,
+        is_refill_known=is_refill_known,
         hold_seconds=excess_seconds / ROTATION_RATIO,
         rotation_ratio=excess_seconds / limit_seconds if limit_seconds else 0.0,
     )

@@ -78,6 +78,8 @@ class HoldLimitWatch:
             "max_hold_seconds": limit_seconds,
             "expected_hold_seconds": round(hold_seconds),
             "rotation_ratio": round(ratio, 3),
+            "refill_seconds": round(found.refill_seconds, 1),
+            "is_refill_known": found.is_refill_known,
         }
         if self.is_kept:
             _log.info("hold_limit.attainable", **values)
@@ -87,9 +89,7 @@ class HoldLimitWatch:
             **values,
             on_hold_limit=scheduler.on_hold_limit.value,
             instead=_instead(scheduler.on_hold_limit, ratio),
-            remedy=_remedy(
-                pressure, found.refill_seconds, hold_seconds, limit_seconds, len(scheduler.cluster.backends)
-            ),
+            remedy=_remedy(found, limit_seconds, len(scheduler.cluster.backends)),
         )
 
 
@@ -112,11 +112,19 @@ def _instead(on_hold_limit: OnHoldLimit, ratio: float) -> str:
             return "turns at the limit are answered 503 hold_limit; no room is made for them"
 
 
-def _remedy(pressure: float, refill_seconds: float, hold_seconds: float, limit_seconds: float, replicas: int) -> str:
+def _remedy(found: Outlook, limit_seconds: float, replicas: int) -> str:
     """What would have the limit kept, each by itself: replicas as those that there are, fewer programs of their mean
     size, or a limit that can be kept."""
-    bearable = 1 + ROTATION_RATIO * limit_seconds / refill_seconds
-    missing = math.ceil(replicas * pressure / bearable) - replicas
+    assert found.pressure is not None
+    assert found.hold_seconds is not None
+    bearable = 1 + ROTATION_RATIO * limit_seconds / found.refill_seconds
+    missing = math.ceil(replicas * found.pressure / bearable) - replicas
     more = f"{missing} more replica{'' if missing == 1 else 's'}"
-    fewer = f"{math.ceil(100 * (1 - bearable / pressure))} % fewer agents at once"
-    return f"{more}, {fewer}, or --max-hold-seconds {math.ceil(hold_seconds)}"
+    fewer = f"{math.ceil(100 * (1 - bearable / found.pressure))} % fewer agents at once"
+    told = f"{more}, {fewer}, or --max-hold-seconds {math.ceil(found.hold_seconds)}"
+    if found.is_refill_known:
+        return told
+    return (
+        f"{told}; these take {found.refill_seconds:g} s for the time to fill a cache with prompts, since no streamed "
+        "answer has told yet how fast the engines are"
+    )

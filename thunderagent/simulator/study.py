@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
@@ -84,11 +87,28 @@ def run_all(
         for task in tasks:
             yield task, run(task.scenario, task.arm, on_time)
         return
-    with ProcessPoolExecutor(workers) as pool:
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, initializer=_begin_worker)
+    try:
         running = {pool.submit(run, task.scenario, task.arm): task for task in tasks}
-        try:
-            for done in as_completed(running):
-                yield running[done], done.result()
-        finally:
-            for left in running:
-                left.cancel()
+        for done in as_completed(running):
+            yield running[done], done.result()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
+    pool.shutdown()
+
+
+def _begin_worker() -> None:
+    """Ctrl-C is for the parent, which ends its workers; they do not outlive it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
