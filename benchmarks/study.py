@@ -41,7 +41,6 @@ ARMS = {
     "batch": "working-set:dial=batch",
     "balanced": "working-set:dial=balanced",
     "interactive": "working-set",
-    "resident": "pause-resume:resume_on=resident",
 }
 """What they are called in tables, and what they are."""
 
@@ -57,6 +56,7 @@ MORE_ARMS = {
     "roomiest": "pause-resume:resume_on=roomiest",
     "tightest": "pause-resume:resume_on=tightest",
     "origin": "pause-resume:resume_on=origin",
+    "resident": "pause-resume:resume_on=resident",
     "largest out": "pause-resume:pause_order=largest",
     "no shared": "pause-resume:shared_correction=none",
     "acting half": "pause-resume:acting_weight=0.5",
@@ -97,9 +97,7 @@ PERTURBED: Mapping[str, tuple[tuple[str, ...], float]] = {
 _ON_REPLICAS = frozenset({"round-robin", "resident", "roomiest", "tightest", "origin"})
 """Differ from others only where there are several replicas."""
 
-_ON_ONE = frozenset(
-    {"published, decay", "first-come", "lease 30 s", "reserve 0.2", "quantum 20", "balanced", "resident"}
-)
+_ON_ONE = frozenset({"published, decay", "first-come", "lease 30 s", "reserve 0.2", "quantum 20", "balanced"})
 """Of which ``make study`` looks at one replica only."""
 
 

@@ -61,7 +61,7 @@ def test_lite_when_dry_run_prints_the_commands_it_would_run(tmp_path: Path) -> N
     assert done.returncode == 2
     lines = [line for line in done.stdout.splitlines() if not line.startswith("#")]
     router = [sys.executable, *["-m", "thunderagent", "serve", "--host", "127.0.0.1", "--port", "8300"]]
-    router += ["--backends", "http://a:1,http://b:2", "--policy", "pause-resume", "--max-hold-seconds=60", "&"]
+    router += ["--backends", "http://a:1,http://b:2", "--policy", "working-set", "--max-hold-seconds=60", "&"]
     agents = launch.agents_command(
         subset=str(dataset.DATASET),
         split="test",
