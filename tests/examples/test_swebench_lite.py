@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -123,7 +124,8 @@ def test_lite_when_run_on_the_samples_resolves_them_and_reports(tmp_path: Path) 
         done = _lite([*options, "--", *agent_options(work)], local_environment(tmp_path))
 
     assert done.returncode == 0, done.stdout + done.stderr
-    figures = {line[:30].strip(): line[30:].strip() for line in done.stdout.splitlines() if line[30:].strip()}
+    parts = [re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in done.stdout.splitlines()]
+    figures = {part[0]: part[1] for part in parts if len(part) == 2}
     assert figures["exit status"] == "3 Submitted"
     assert figures["programs left behind"] == "0"
     assert figures["turns per backend"] == "100%"
