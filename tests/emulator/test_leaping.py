@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from thunderagent.emulator.cache import Cache
@@ -147,6 +147,7 @@ def test_shortening_without_a_step_is_an_error() -> None:
     st.sampled_from(SchedulingPolicy),
     st.booleans(),
 )
+@example([(0, 0, 5, 1), (178, 0, 5, 11), (189, 0, 1, 1)], 32, 4, SchedulingPolicy.FCFS, False)
 def test_leaps_change_nothing(
     turns: list[tuple[int, int, int, int]], blocks: int, budget: int, policy: SchedulingPolicy, reserve: bool
 ) -> None:
@@ -155,12 +156,13 @@ def test_leaps_change_nothing(
 
     Contents are their own but for a prompt's first block: of two copies of a block, which one goes first may differ.
     """
-    # Nothing comes at a step's very end: what is first there would be a matter of rounding.
+    # Nothing comes at a step's very end: what is first there would be a matter of rounding. Steps take whole
+    # milliseconds, also those of an engine that was idle until one came; so each comes some fraction of one later.
     arrivals = []
     for number, (at, priority, prompt, output) in enumerate(turns):
         shared = int(prompt > BLOCK)
         path = Path((("all", shared), (number, (prompt + output) // BLOCK - shared)))
-        arrivals.append((at + 0.0123, EngineRequest(str(number), prompt, output, path, priority)))
+        arrivals.append((at + 0.0123 + 0.00001 * number, EngineRequest(str(number), prompt, output, path, priority)))
     setting = EngineSettings(blocks, BLOCK, 4, budget, policy, reserve_full_prompt=reserve)
     engines = [
         Engine(setting, TIMING, ExtentCache(blocks, BLOCK)),
