@@ -121,7 +121,6 @@ class Grid:
     """Arms that are left out where there are several replicas."""
     ending_horizon_seconds: float = 6 * 3600.0
     """For workloads that end by themselves, which have no warm-up."""
-
     perturbed: Mapping[str, tuple[tuple[str, ...], float]] = {"": ((), 0.0)}
     """As ``PERTURBED``; by default nothing is."""
 
@@ -164,7 +163,6 @@ STUDY = Grid(
     (1, 4),
     ((0.5, 1.0), (1.2, 1.0), (2.4, 1.0), (4.0, 1.0), (2.4, 0.0)),
     3,
-    window_seconds=(1200.0, 15_000.0),
     several_window_seconds=1200.0,
     on_one=_ON_ONE,
 )
@@ -191,7 +189,6 @@ SMOKE = Grid(
     (240.0, 240.0),
     warmup_seconds=60.0,
 )
-
 
 GRIDS = {"full": FULL, "smoke": SMOKE, "ablation": PARTS, "perturbed": ROBUST}
 """By option."""
@@ -246,7 +243,8 @@ def main() -> int:
     if options.docs is not None:
         write_docs(options.docs, options.output, grid.arms, cells)
     if options.goals is not None:
-        write_ablation(options.goals, cells) if options.ablation else write_goals(options.goals, cells)
+        write = write_ablation if options.ablation else write_goals
+        write(options.goals, cells)
     over = over_the_bound(cells)
     for line in over:
         print(line, file=sys.stderr)

@@ -10,13 +10,12 @@ programs of their longest hold.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from attrs import frozen
 
-from benchmarks.study_report import Cell, markdown, write_between
-from thunderagent.simulator.scenario import Scenario
+from benchmarks.study_report import Cell, arms_of, markdown, write_between
 from thunderagent.simulator.shown import JAIN, LONGEST_HOLD, TURNS, Shown
 
 __all__ = ["goals_tables", "merit", "write_ablation", "write_goals"]
@@ -44,12 +43,8 @@ _MAKESPAN = Shown("makespan s", lambda figures: figures.makespan_seconds or math
 _GROUP = Shown("slowest group s", lambda figures: figures.group_seconds.most)
 
 
-def _scenario(cell: Cell) -> Scenario:
-    return next(iter(cell.tasks.values()))[0].scenario
-
-
 def _pressure(cell: Cell) -> float:
-    return _scenario(cell).pressure or 0.0
+    return cell.scenario.pressure or 0.0
 
 
 def merit(cell: Cell, name: str) -> float:
@@ -58,7 +53,7 @@ def merit(cell: Cell, name: str) -> float:
     if pressure <= 1.0:
         return math.nan
     lost = max(_LEAST_LOST, 1.0 - cell.ratio(name))
-    return lost * cell.mean(name, LONGEST_HOLD) / ((pressure - 1.0) * _scenario(cell).refill_seconds)
+    return lost * cell.mean(name, LONGEST_HOLD) / ((pressure - 1.0) * cell.scenario.refill_seconds)
 
 
 @frozen
@@ -71,6 +66,10 @@ class _Goal:
     applies: Callable[[Cell], bool]
     value: Callable[[Cell, str], float]
     """NaN where it says nothing."""
+
+
+def _is_free(cell: Cell) -> bool:
+    return cell.pressure <= 0.5
 
 
 def _is_pressed(cell: Cell) -> bool:
@@ -95,6 +94,10 @@ def _to(name: str, shown: Shown) -> Callable[[Cell, str], float]:
         return cell.mean(arm, shown) / base if base else math.nan
 
     return ratio
+
+
+def _lost_to_none(cell: Cell, name: str) -> float:
+    return 1.0 - _to("affinity", TURNS)(cell, name)
 
 
 def _lost(cell: Cell, name: str) -> float:
@@ -122,7 +125,7 @@ def _ahead(cell: Cell, name: str) -> float:
 
 def _spread(cell: Cell, name: str) -> float:
     tokens = cell.mean(name, _KV_SPREAD)
-    return tokens / _scenario(cell).footprint_tokens if tokens else math.nan
+    return tokens / cell.scenario.footprint_tokens if tokens else math.nan
 
 
 def _to_best(shown: Shown) -> Callable[[Cell, str], float]:
@@ -136,7 +139,7 @@ def _to_best(shown: Shown) -> Callable[[Cell, str], float]:
 def _chat_seconds(cell: Cell, name: str) -> float:
     """p99 of the first tokens of one-off turns, in prefills of a mean program."""
     found = cell.mean(name, _CHAT)
-    return found / _scenario(cell).prefill_seconds if found else math.nan
+    return found / cell.scenario.prefill_seconds if found else math.nan
 
 
 GOALS = (
@@ -144,21 +147,21 @@ GOALS = (
         "1. no pressure: throughput lost to no admission",
         _DIAL,
         0.01,
-        lambda cell: cell.pressure <= 0.5,
-        lambda cell, name: 1.0 - _to("affinity", TURNS)(cell, name),
+        _is_free,
+        _lost_to_none,
     ),
     _Goal(
         "1. no pressure: mean time to the first token, to no admission's",
         _DIAL,
         1.01,
-        lambda cell: cell.pressure <= 0.5,
+        _is_free,
         _to("affinity", _FIRST),
     ),
     _Goal(
         "1. no pressure: mean time of a turn, to no admission's",
         _DIAL,
         1.01,
-        lambda cell: cell.pressure <= 0.5,
+        _is_free,
         _to("affinity", _TURN),
     ),
     _Goal("2. batch: throughput lost to the ceiling", (_BATCH,), 0.02, _is_pressed, _lost),
@@ -244,9 +247,7 @@ def goals_tables(cells: Sequence[Cell]) -> str:
     is_perturbed = any(cell.perturbed for cell in cells)
     for workload in dict.fromkeys(cell.workload for cell in cells):
         pressed = [cell for cell in cells if cell.workload == workload and cell.pressure > 1.0]
-        names = [
-            name for name in (*_PUBLISHED[:1], "pause-resume", *_DIAL) if any(name in c.figures for c in pressed)
-        ]
+        names = [name for name in ("published", "pause-resume", *_DIAL) if name in arms_of(pressed)]
         heads = (
             "replicas",
             "pressure",
@@ -268,7 +269,7 @@ def _row(cell: Cell, names: Sequence[str]) -> list[str]:
             continue
         lost, jain = 100 * _lost(cell, name), 1.0 - _jain_missing(cell, name)
         told.append(f"{lost:.1f} %, {cell.mean(name, LONGEST_HOLD):,.0f} s, {merit(cell, name):.2f}, {jain:.2f}")
-    refill = f"{_scenario(cell).refill_seconds:.0f} s"
+    refill = f"{cell.scenario.refill_seconds:.0f} s"
     load = [
         str(cell.replicas),
         f"{_pressure(cell):.2f}",
@@ -284,14 +285,10 @@ def _ablation_tables(cells: Sequence[Cell]) -> str:
     lines = list[str]()
     for replicas, release_ratio in dict.fromkeys((cell.replicas, cell.release_ratio) for cell in cells):
         those = {c.workload: c for c in cells if (c.replicas, c.release_ratio) == (replicas, release_ratio)}
-        rows = [[name, *(_to_whole(those.get(each), name) for each in workloads)] for name in _arms(those.values())]
+        rows = [[name, *(_to_whole(those.get(each), name) for each in workloads)] for name in arms_of(those.values())]
         some = next(iter(those.values()))
         lines += [f"{some.load[0].upper()}{some.load[1:]}:", "", *markdown(("arm", *workloads), rows), ""]
     return "\n".join(lines)
-
-
-def _arms(cells: Iterable[Cell]) -> list[str]:
-    return list(dict.fromkeys(name for cell in cells for name in cell.figures))
 
 
 def _to_whole(cell: Cell | None, name: str) -> str:

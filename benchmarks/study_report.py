@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
 from thunderagent.simulator.figures import Figures
+from thunderagent.simulator.scenario import Scenario
 from thunderagent.simulator.shown import BOUND, JAIN, LONGEST_HOLD, TURNS, Shown
 from thunderagent.simulator.study import Task, estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Cell", "markdown", "over_the_bound", "write_between", "write_docs", "write_results"]
+__all__ = ["Cell", "arms_of", "markdown", "over_the_bound", "write_between", "write_docs", "write_results"]
 
 _BOUND = 1.0 + 1e-6
 
@@ -46,6 +47,11 @@ class Cell:
         return estimate(shown.values(self.figures[name])).mean
 
     @property
+    def scenario(self) -> Scenario:
+        """Of its first run: the others differ in their seed."""
+        return next(iter(self.tasks.values()))[0].scenario
+
+    @property
     def best(self) -> float:
         """Turns per minute of the arm that makes most."""
         return max(self.mean(name, TURNS) for name in self.figures)
@@ -67,6 +73,11 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.workload}, {self.load}"
+
+
+def arms_of(cells: Iterable[Cell]) -> list[str]:
+    """Those that run in any of them, in the order in which they come."""
+    return list(dict.fromkeys(name for cell in cells for name in cell.figures))
 
 
 def over_the_bound(cells: Sequence[Cell]) -> list[str]:
@@ -146,7 +157,7 @@ def _tables(cells: Sequence[Cell]) -> str:
 def _summary(cells: Sequence[Cell]) -> list[str]:
     """An arm per row, over all cells in which it runs."""
     rows = []
-    for name in dict.fromkeys(name for cell in cells for name in cell.figures):
+    for name in arms_of(cells):
         those = [cell for cell in cells if name in cell.figures]
         free = [cell.ratio(name) for cell in those if cell.pressure < 1]
         pressed = [cell for cell in those if cell.pressure >= 1]
@@ -178,10 +189,10 @@ def _summary(cells: Sequence[Cell]) -> list[str]:
 
 def _workload(cells: Sequence[Cell]) -> list[str]:
     """A load per row, an arm per column: turns to the best, and the longest hold."""
-    names = list(dict.fromkeys(name for cell in cells for name in cell.figures))
+    names = arms_of(cells)
     rows = []
     for cell in cells:
-        sessions = next(iter(cell.tasks.values()))[0].scenario.sessions
+        sessions = cell.scenario.sessions
         row = [str(cell.replicas), f"{cell.pressure:g}", cell.released, str(sessions), f"{cell.best:.1f}"]
         for name in names:
             told = "-"
@@ -237,7 +248,7 @@ def _draw(cells: Sequence[Cell], replicas: int) -> Figure:
     panels = figure.subplots(2, len(workloads), squeeze=False, sharex=True)
     for column, workload in enumerate(workloads):
         of_it = sorted((cell for cell in those if cell.workload == workload), key=lambda cell: cell.pressure)
-        for name in dict.fromkeys(name for cell in of_it for name in cell.figures):
+        for name in arms_of(of_it):
             drawn = [cell for cell in of_it if name in cell.figures]
             places = [cell.pressure for cell in drawn]
             panels[0][column].plot(places, [cell.mean(name, TURNS) for cell in drawn], marker=".", label=name)

@@ -13,10 +13,8 @@ NEW = 2.0**40
 """Added to the published rank of programs in their first turn: more than any number of tokens."""
 
 
-def rank(settings: Settings, program: ProgramView | None, since: float, need_tokens: int) -> float:
-    """The lowest is first. By ``resume_order``; turns without a program stand in a line of their own, by age."""
-    if program is None:
-        return since
+def rank(settings: Settings, program: ProgramView, since: float, need_tokens: int) -> float:
+    """The lowest is first, by ``resume_order``."""
     if settings.resume_order == "oldest":
         return program.arrived_at + settings.wait_weight * (since - program.arrived_at)
     if settings.resume_order == "first-come":

@@ -88,30 +88,25 @@ def test_published_arm_that_is_better_in_both_is_ahead(some: Figures) -> None:
     assert shares == ["0 of 1", "1 of 1"]
 
 
-def test_holds_goals(some: Figures) -> None:
-    """The longest of all to the usual longest, and those of large programs to those of small ones."""
+@pytest.mark.parametrize(
+    ("p95", "longest", "small", "large", "longest_met", "large_met"),
+    [(100.0, 250.0, 20.0, 28.0, "0 of 1", "1 of 1"), (5.0, 1_800.0, 0.0, 1_500.0, "0 of 1", "0 of 1")],
+    ids=["longer than usual", "only the large are held, and one of them for long"],
+)
+def test_holds_are_compared(
+    some: Figures, p95: float, longest: float, small: float, large: float, longest_met: str, large_met: str
+) -> None:
+    """The longest of all with the usual longest, and those of large programs with those of small ones; also where
+    hardly any program is held but those."""
     figures = {
-        "longest_hold_p95_seconds": 100.0,
-        "hold_seconds": Quantiles(most=250.0),
-        "small_hold_seconds": 20.0,
-        "large_hold_seconds": 28.0,
+        "longest_hold_p95_seconds": p95,
+        "hold_seconds": Quantiles(most=longest),
+        "small_hold_seconds": small,
+        "large_hold_seconds": large,
     }
     text = goals_tables([cell_of(some, interactive=figures)])
-    assert rows(text, "3. longest hold to H")[0][2] == "0 of 1"
-    assert rows(text, "3. holds of the largest")[0][2] == "1 of 1"
-
-
-def test_starving_the_large_is_a_miss(some: Figures) -> None:
-    """Also where the small are never held, and where hardly any program is held for long but one."""
-    figures = {
-        "longest_hold_p95_seconds": 5.0,
-        "hold_seconds": Quantiles(most=1_800.0),
-        "small_hold_seconds": 0.0,
-        "large_hold_seconds": 1_500.0,
-    }
-    text = goals_tables([cell_of(some, interactive=figures)])
-    assert rows(text, "3. longest hold to H")[0][2] == "0 of 1"
-    assert rows(text, "3. holds of the largest")[0][2] == "0 of 1"
+    assert rows(text, "3. longest hold to H")[0][2] == longest_met
+    assert rows(text, "3. holds of the largest")[0][2] == large_met
 
 
 def test_batch_that_ends_no_program_misses(some: Figures) -> None:

@@ -21,7 +21,7 @@ from thunderagent.upstream.readers import READERS
 from thunderagent.upstream.reading import BackendObservation, Reader
 from thunderagent.upstream.scrape import Scrape, observe
 
-__all__ = ["BACKEND_TYPES", "BackendConfig", "BackendPool", "WatchSettings", "WatchedBackend"]
+__all__ = ["BACKEND_TYPES", "BackendConfig", "BackendPool", "WatchSettings", "WatchedBackend", "stop_task"]
 
 _log = structlog.get_logger("thunderagent.backends")
 _T = TypeVar("_T")
@@ -174,7 +174,7 @@ class BackendPool:
         for entry in entries:
             _stop_following(entry)
         for task in (*self._tasks, *(entry.task for entry in entries)):
-            await _stop(task)
+            await stop_task(task)
         for entry in entries:
             await entry.client.close()
         self._retired.clear()
@@ -203,7 +203,7 @@ class BackendPool:
                 self._fail(entry, f"{in_a_row} turns in a row failed")
 
     async def _close_retired(self, entry: WatchedBackend) -> None:
-        await _stop(entry.task)
+        await stop_task(entry.task)
         await entry.client.close()
         self._retired.discard(entry)
 
@@ -296,7 +296,7 @@ async def _sleep_unless(event: asyncio.Event, seconds: float) -> None:
         pass
 
 
-async def _stop(task: asyncio.Task[Any] | None) -> None:
+async def stop_task(task: asyncio.Task[Any] | None) -> None:
     """Cancel a task and wait until it ended; raises what it raised, and CancelledError only for the caller's own."""
     if task is None:
         return

@@ -10,7 +10,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from router_harness import CHAT, FAST, Router, Stack, chat, until
 
-from thunderagent.backends import _stop
+from thunderagent.backends import stop_task
 from thunderagent.core.ids import BackendId
 from thunderagent.errors import Forbidden
 from thunderagent.server.middleware import check_admin
@@ -212,7 +212,7 @@ async def test_waiting_for_a_task_to_end_can_be_cancelled() -> None:
 
     task = asyncio.create_task(stubborn())
     await asyncio.sleep(0)
-    stopping = asyncio.create_task(_stop(task))
+    stopping = asyncio.create_task(stop_task(task))
     await asyncio.sleep(0)
     stopping.cancel()
     await asyncio.sleep(0)

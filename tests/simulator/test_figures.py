@@ -8,6 +8,7 @@ from simulations import PLAIN, arrival, simulate, talk
 from thunderagent.simulator.counting import figures_of
 from thunderagent.simulator.figures import Figures, Quantiles, jain_index, quantile
 from thunderagent.simulator.programs import Arrival, Conversation, Program, Shared, TurnPlan
+from thunderagent.simulator.records import Balance
 from thunderagent.simulator.study import estimate, paired_ratio
 
 
@@ -157,3 +158,14 @@ def test_ratio_is_taken_seed_by_seed() -> None:
     assert found is not None
     assert (found.mean, found.half_width) == (2.0, pytest.approx(0.0))
     assert paired_ratio([1.0], [0.0]) is None
+
+
+def test_spread_is_that_of_means_while_somebody_waits_all_the_time() -> None:
+    """Spans of 600 s: in the first one somebody waits for half of it only, and in the second the samples differ."""
+    balance = Balance()
+    for at in range(0, 300, 5):
+        balance.sample(at, 5.0, [9_000, 0])
+    for at in range(600, 1_200, 5):
+        balance.sample(at, 5.0, [4_000, 1_000] if at < 900 else [2_000, 1_000])
+    assert balance.spreads(0.0) == [2_000.0]
+    assert balance.spreads(601.0) == []

@@ -10,7 +10,7 @@ from attrs import define, field
 
 from thunderagent.core.decay import DecayedTokens
 from thunderagent.core.ids import BackendId, PrefixKey, ProgramId, TurnId
-from thunderagent.core.program import Branch, Program, Standing, Status
+from thunderagent.core.program import Branch, Program, Standing
 from thunderagent.core.residency import Residency
 from thunderagent.core.sizes import NO_SIZES
 from thunderagent.core.turn import Turn
@@ -258,7 +258,7 @@ class Backend:
     def file(self, program: Program) -> None:
         """Count a program that is placed here as its standing and own tokens say now. With ``unfile``, the only
         change to the groups."""
-        former, group = program.group, self._group_of(program)
+        former, group = program.group, self.group(program.standing)
         if former is group:
             entry = program.size_entry
             if entry is None or entry[0] != program.own_tokens:
@@ -270,12 +270,6 @@ class Backend:
             former.remove(program)
         group.add(program)
         self.changed[self] = None
-
-    def _group_of(self, program: Program) -> Group:
-        """The group of its standing."""
-        if program.status is Status.YIELDING:
-            return self.yielding
-        return self.reasoning if program.forwarded else self.acting
 
     def unfile(self, program: Program) -> None:
         """No longer count a program here."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from thunderagent.backends import BackendPool, WatchSettings
+from thunderagent.backends import BackendPool, WatchSettings, stop_task
 from thunderagent.clock import Clock, MonotonicClock, ScaledClock
 from thunderagent.config import Settings
 from thunderagent.core.scheduler import Scheduler
@@ -96,7 +96,4 @@ async def _foreseeing(app: web.Application) -> AsyncIterator[None]:
         return
     task = asyncio.create_task(HoldLimitWatch(gateway).run(), name="watch the hold limit")
     yield
-    task.cancel()
-    await asyncio.wait((task,))
-    if not task.cancelled():
-        task.result()
+    await stop_task(task)

@@ -16,8 +16,6 @@ from thunderagent.simulator.records import Records, Totals
 __all__ = ["figures_of"]
 
 _BLOCK_TOKENS = 16
-_SPREAD_SAMPLES = 110
-"""Of the 120 that 10 minutes have."""
 
 
 def figures_of(
@@ -143,7 +141,7 @@ def _happenings(window: _Window) -> dict[str, Any]:
     totals = window.totals
     return {
         "pauses": totals.notices.get("ProgramPaused", 0),
-        "kv_spread_tokens": max(window.records.balance.spreads(window.since, _SPREAD_SAMPLES), default=0.0),
+        "kv_spread_tokens": max(window.records.balance.spreads(window.since), default=0.0),
         "moves": totals.moves,
         "forced": totals.notices.get("ProgramForced", 0),
         "expired": totals.notices.get("ProgramExpired", 0),

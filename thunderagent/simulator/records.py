@@ -9,6 +9,9 @@ from attrs import define, field, frozen
 __all__ = ["Balance", "OpenTurn", "ProgramRecord", "Records", "Totals"]
 
 
+_NEARLY_ALL = 11 / 12
+
+
 def _times() -> array[float]:
     return array("d")
 
@@ -86,25 +89,25 @@ class Balance:
     """Accounted tokens of each replica, as means over spans of time in which somebody waited in the router."""
 
     span_seconds: float = 600.0
-    _sums: dict[int, tuple[int, list[int]]] = field(factory=dict)
-    """Per span: samples, and the sum of each replica."""
+    _sums: dict[int, tuple[float, list[float]]] = field(factory=dict)
+    """Per span: the seconds that samples stand for, and of each replica its tokens times those."""
 
-    def sample(self, now: float, accounted_tokens: list[int]) -> None:
-        """Of all replicas, at one time of a queue."""
+    def sample(self, now: float, seconds: float, accounted_tokens: list[int]) -> None:
+        """Of all replicas, at one time of a queue; it stands for so many seconds."""
         span = int(now // self.span_seconds)
-        count, sums = self._sums.get(span, (0, [0] * len(accounted_tokens)))
+        known_seconds, sums = self._sums.get(span, (0.0, [0.0] * len(accounted_tokens)))
         if len(sums) == len(accounted_tokens):
-            self._sums[span] = (
-                count + 1,
-                [total + tokens for total, tokens in zip(sums, accounted_tokens, strict=True)],
-            )
+            added = [total + seconds * tokens for total, tokens in zip(sums, accounted_tokens, strict=True)]
+            self._sums[span] = (known_seconds + seconds, added)
 
-    def spreads(self, since: float, least_samples: int) -> list[float]:
-        """Of each span after ``since`` with so many samples, the fullest replica's tokens less the emptiest's."""
+    def spreads(self, since: float) -> list[float]:
+        """Of each span after ``since`` in which somebody waited nearly all the time, the fullest replica's tokens
+        less the emptiest's."""
+        least_seconds = _NEARLY_ALL * self.span_seconds
         return [
-            (max(sums) - min(sums)) / count
-            for span, (count, sums) in self._sums.items()
-            if span * self.span_seconds >= since and count >= least_samples
+            (max(sums) - min(sums)) / known_seconds
+            for span, (known_seconds, sums) in self._sums.items()
+            if span * self.span_seconds >= since and known_seconds >= least_seconds
         ]
 
 

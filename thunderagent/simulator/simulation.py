@@ -197,7 +197,7 @@ class Simulation:
         if capacity:
             self.records.idle_kv.append((self.now, idle / capacity))
         if cluster.waiting_count and len(accounted_tokens) == len(self._replicas) > 1:
-            self.records.balance.sample(self.now, accounted_tokens)
+            self.records.balance.sample(self.now, self.observe_seconds, accounted_tokens)
         self.on_time(self.now)
         self._at(self.now + self.observe_seconds, self._observe, None)
 
