@@ -1,6 +1,7 @@
 """Which policy for which agents? All built-in policies and their main options, over workloads, pressure and replicas.
 
-    python -m benchmarks.study [--full | --ablation | --perturbed] [--output DIR] [--docs PAGE] [--goals PAGE]
+    python -m benchmarks.study [--full | --ablation | --perturbed | --many | --aside]
+                              [--output DIR] [--docs PAGE] [--goals PAGE]
 
 Simulated. Each run is kept under DIR/cells: a study that was broken off goes on where it stood. Fails where a run
 comes over the upper bound, which no schedule can. ``--docs`` writes tables and picture into a page.
@@ -21,6 +22,7 @@ from attrs import evolve, frozen
 from benchmarks.study_cells import Cells
 from benchmarks.study_goals import write_ablation, write_goals
 from benchmarks.study_report import Cell, over_the_bound, write_docs, write_results
+from thunderagent.emulator.timing import H100_GLM_355B, H100_QWEN3_CODER_30B, PRESETS
 from thunderagent.policy import ROTATION_RATIO
 from thunderagent.simulator.perturbation import parse_perturbation
 from thunderagent.simulator.scenario import Arm, Scenario, parse_arm
@@ -123,6 +125,9 @@ class Grid:
     """For workloads that end by themselves, which have no warm-up."""
     perturbed: Mapping[str, tuple[tuple[str, ...], float]] = {"": ((), 0.0)}
     """As ``PERTURBED``; by default nothing is."""
+    engines: Mapping[str, str] = {}
+    """By workload, the preset that it runs on with all its KV cache; its own where it is not named."""
+    first_seed: int = 0
 
     def cells(self) -> Iterator[Cell]:
         """Each scenario with its arms."""
@@ -140,8 +145,10 @@ class Grid:
 
     def _scenario(self, workload: str, replicas: int, pressure: float, release_ratio: float) -> Scenario:
         ends = WORKLOADS[workload].ends
+        engine = self.engines.get(workload)
         scenario = Scenario(
             workload,
+            preset=None if engine is None else PRESETS[engine],
             replicas=replicas,
             release_ratio=release_ratio,
             horizon_seconds=self.ending_horizon_seconds,
@@ -155,7 +162,8 @@ class Grid:
         return evolve(scenario, horizon_seconds=round(self.warmup_seconds + window_seconds))
 
     def _tasks(self, scenario: Scenario, arm: Arm) -> tuple[Task, ...]:
-        return tuple(Task(evolve(scenario, seed=seed), arm) for seed in range(self.seeds))
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        return tuple(Task(evolve(scenario, seed=seed), arm) for seed in seeds)
 
 
 STUDY = Grid(
@@ -173,13 +181,20 @@ FULL = Grid(
     5,
 )
 PARTS = Grid(ABLATION, (1,), ((2.0, 1.0), (2.0, 0.0)), 3, window_seconds=(2400.0, 2400.0))
-ROBUST = Grid(
-    {name: ARMS[name] for name in ("affinity", "published", "first-come", "batch", "balanced", "interactive")},
+_FRONT = {name: ARMS[name] for name in ("affinity", "published", "first-come", "batch", "balanced", "interactive")}
+ROBUST = Grid(_FRONT, (1,), ((1.6, 1.0),), 3, perturbed=PERTURBED)
+MANY = Grid(_FRONT, (16,), ((1.6, 0.5),), 2, several_window_seconds=1200.0)
+_GLM, _QWEN = H100_GLM_355B.name, H100_QWEN3_CODER_30B.name
+ASIDE = Grid(
+    _FRONT,
     (1,),
-    ((1.6, 1.0),),
-    3,
-    perturbed=PERTURBED,
+    ((1.8, 1.0),),
+    2,
+    window_seconds=(1200.0, 3000.0),
+    engines={name: _GLM if workload.preset == _QWEN else _QWEN for name, workload in WORKLOADS.items()},
+    first_seed=100,
 )
+"""Nothing was chosen by what comes out here: other engines, other sizes of the cache, another pressure, other seeds."""
 SMOKE = Grid(
     {name: ARMS[name] for name in ("affinity", "pause-resume")},
     (1,),
@@ -190,7 +205,7 @@ SMOKE = Grid(
     warmup_seconds=60.0,
 )
 
-GRIDS = {"full": FULL, "smoke": SMOKE, "ablation": PARTS, "perturbed": ROBUST}
+GRIDS = {"full": FULL, "smoke": SMOKE, "ablation": PARTS, "perturbed": ROBUST, "many": MANY, "aside": ASIDE}
 """By option."""
 
 
@@ -217,6 +232,8 @@ def main() -> int:
     )
     which.add_argument("--ablation", action="store_true", help="what each part of working-set brings")
     which.add_argument("--perturbed", action="store_true", help="what the router does not see, at a pressure of 1.6")
+    which.add_argument("--many", action="store_true", help="16 replicas, half of the programs released")
+    which.add_argument("--aside", action="store_true", help="the workloads on engines that nothing was tuned on")
     which.add_argument("--smoke", action="store_true", help="two arms, some seconds")
     parser.add_argument("--workload", action="append", choices=list(WORKLOADS), help="only this one; repeatable")
     parser.add_argument("--output", type=Path, default=Path("outputs/study"), metavar="DIR")
@@ -224,7 +241,8 @@ def main() -> int:
     parser.add_argument("--goals", type=Path, metavar="PAGE", help="write which goals the dial meets there, likewise")
     parser.add_argument("--workers", type=int, help="processes (one per core)")
     options = parser.parse_args()
-    grid = next((grid for name, grid in GRIDS.items() if getattr(options, name)), STUDY)
+    chosen = next((name for name in GRIDS if getattr(options, name)), None)
+    grid = STUDY if chosen is None else GRIDS[chosen]
     if options.workload:
         grid = evolve(grid, workloads=tuple(options.workload))
     began_at = time.perf_counter()
@@ -243,8 +261,10 @@ def main() -> int:
     if options.docs is not None:
         write_docs(options.docs, options.output, grid.arms, cells)
     if options.goals is not None:
-        write = write_ablation if options.ablation else write_goals
-        write(options.goals, cells)
+        if chosen == "ablation":
+            write_ablation(options.goals, cells)
+        else:
+            write_goals(options.goals, chosen if chosen in ("perturbed", "many", "aside") else "goals", cells)
     over = over_the_bound(cells)
     for line in over:
         print(line, file=sys.stderr)

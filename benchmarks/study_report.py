@@ -18,7 +18,17 @@ from thunderagent.simulator.study import Task, estimate
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Cell", "arms_of", "markdown", "over_the_bound", "write_between", "write_docs", "write_results"]
+__all__ = [
+    "Cell",
+    "arms_of",
+    "markdown",
+    "new_figure",
+    "over_the_bound",
+    "save",
+    "write_between",
+    "write_docs",
+    "write_results",
+]
 
 _BOUND = 1.0 + 1e-6
 
@@ -112,7 +122,7 @@ def write_results(folder: Path, cells: Sequence[Cell]) -> None:
                     }
                     lines.write(json.dumps(line) + "\n")
     for replicas in sorted({cell.replicas for cell in cells}):
-        _draw(cells, replicas).savefig(folder / _picture(replicas), metadata={"Date": None})
+        save(_draw(cells, replicas), folder / _picture(replicas))
 
 
 def write_docs(page: Path, folder: Path, arms: Mapping[str, str], cells: Sequence[Cell]) -> None:
@@ -235,16 +245,26 @@ def _picture(replicas: int) -> str:
     return f"study-{replicas}.svg"
 
 
-def _draw(cells: Sequence[Cell], replicas: int) -> Figure:
-    """Of clients that release: throughput above, longest holds below, a workload per column."""
+def new_figure(width_inches: float, height_inches: float) -> Figure:
+    """An empty one, whose file is the same each time that the same is drawn."""
     import matplotlib
 
     matplotlib.rcParams["svg.hashsalt"] = "study"
     from matplotlib.figure import Figure as NewFigure
 
+    return NewFigure(figsize=(width_inches, height_inches), layout="constrained")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """As a file that says no date."""
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _draw(cells: Sequence[Cell], replicas: int) -> Figure:
+    """Of clients that release: throughput above, longest holds below, a workload per column."""
     those = [cell for cell in cells if cell.replicas == replicas and cell.release_ratio == 1.0]
     workloads = list(dict.fromkeys(cell.workload for cell in those))
-    figure = NewFigure(figsize=(3.0 * len(workloads), 5.6), layout="constrained")
+    figure = new_figure(3.0 * len(workloads), 5.6)
     panels = figure.subplots(2, len(workloads), squeeze=False, sharex=True)
     for column, workload in enumerate(workloads):
         of_it = sorted((cell for cell in those if cell.workload == workload), key=lambda cell: cell.pressure)

@@ -30,6 +30,7 @@ from thunderagent.policy import (
     OnHoldLimit,
     Policy,
     ProgramId,
+    ProgramView,
     Status,
     Trigger,
     TurnId,
@@ -135,7 +136,7 @@ class PauseResume(Policy):
                 yield from self._pauses.end_quantum(cluster)
             if is_time and (not is_published or settings.reclaims):
                 yield from self._resume(cluster, backends, picked, is_full=is_full)
-        if settings.turns_per_program:
+        if settings.turns_per_program and (is_full or _holds_turns(cluster.changed_program)):
             yield from self._free_turns(cluster, is_full)
 
     def _free_turns(self, cluster: ClusterView, is_full: bool) -> Iterator[Decision]:
@@ -243,3 +244,7 @@ class PauseResume(Policy):
         yield from (line[index] for index in range(start, min(end, len(line))))
         if end < len(line):
             self._ended[key] = (end, frozenset(taken))
+
+
+def _holds_turns(program: ProgramView | None) -> bool:
+    return program is not None and next(program.held_turns(), None) is not None

@@ -43,6 +43,15 @@ class Rooms:
     """The largest capacity of all backends when they were last counted; infinite where one is unknown, and before."""
     _empty: dict[BackendId, None] = field(factory=dict)
     """Backends without programs and turns: they take anybody, with no regard to headroom and reserve."""
+    _counts_all: bool = field(init=False)
+    """Whether idle programs count in full and shared prefixes once, as in the backend's own account."""
+    _is_one_count: bool = field(init=False)
+    """Whether idle programs count alike for pausing and resuming."""
+
+    def __attrs_post_init__(self) -> None:
+        settings = self.settings
+        self._counts_all = settings.acting_weight == 1.0 and settings.shared_correction == "prefixes"
+        self._is_one_count = settings.pause_decay is settings.resume_decay
 
     # The count
 
@@ -50,6 +59,8 @@ class Rooms:
         """Reasoning + weight x acting + guests + shared + headroom per program, yielding ones included."""
         settings = self.settings
         used_tokens: float = backend.accounted_tokens + settings.buffer_tokens * backend.program_count
+        if self._counts_all and not decayed:
+            return used_tokens
         if decayed:
             decayed_tokens = backend.decayed_acting_tokens(settings.half_life_seconds, now)
             used_tokens += settings.acting_weight * decayed_tokens - backend.acting_tokens
@@ -94,15 +105,19 @@ class Rooms:
         return self._excess(backend, self.used(backend, now, decayed=self.settings.pause_decay))
 
     def _excess(self, backend: BackendView, used_tokens: float) -> float:
-        if backend.capacity_tokens is None:
+        settings, capacity_tokens = self.settings, backend.capacity_tokens
+        if capacity_tokens is None:
             return 0.0
-        settings, leaving_tokens = self.settings, backend.yielding_tokens
+        excess_tokens = used_tokens - settings.high_watermark * capacity_tokens
+        if excess_tokens <= 0:
+            return excess_tokens  # the less, the more leaves
+        leaving_tokens = backend.yielding_tokens
         if leaving_tokens:
             leaving_tokens += settings.buffer_tokens * backend.count(Standing.YIELDING)
         if settings.guest_ratio:
-            most_tokens = int(settings.guest_ratio * backend.capacity_tokens)
+            most_tokens = int(settings.guest_ratio * capacity_tokens)
             leaving_tokens += min(backend.guest_tokens, most_tokens, backend.acting_tokens)
-        return used_tokens - leaving_tokens - settings.high_watermark * backend.capacity_tokens
+        return excess_tokens - leaving_tokens
 
     def _room_of(self, backend: BackendView, used_tokens: float) -> float:
         settings, capacity_tokens = self.settings, backend.capacity_tokens
@@ -119,7 +134,7 @@ class Rooms:
         settings = self.settings
         used_tokens = self.used(backend, now, decayed=settings.resume_decay)
         room_tokens = self._room_of(backend, used_tokens)
-        if settings.pause_decay is not settings.resume_decay:
+        if not self._is_one_count:
             used_tokens = self.used(backend, now, decayed=settings.pause_decay)
         return room_tokens, self._excess(backend, used_tokens)
 
@@ -127,10 +142,10 @@ class Rooms:
 
     def refresh(self, cluster: ClusterView, changed: Sequence[BackendView]) -> list[BackendView]:
         """Count the backends again whose accounts changed; returns those of them that have outgrown their cache."""
-        guessed, self._guessed = self._guessed, {}
-        self._forget_batch()
         counted: Iterable[BackendView] = changed
-        if guessed:
+        if self._guessed:
+            guessed, self._guessed = self._guessed, {}
+            self._forget_batch()
             counted = {backend.id: backend for backend in (*self.backends(cluster, guessed), *changed)}.values()
         now, outgrown = cluster.now, list[BackendView]()
         for backend in counted:
@@ -172,7 +187,12 @@ class Rooms:
 
     def any_has(self, backends: Iterable[BackendView], tokens: float) -> bool:
         """Whether one of them has that much room, or is empty."""
-        return any(self._room.get(backend.id, 0.0) >= tokens or backend.id in self._empty for backend in backends)
+        room, empty = self._room, self._empty
+        for backend in backends:  # a loop: most events ask, for one backend
+            name = backend.id
+            if room.get(name, 0.0) >= tokens or name in empty:
+                return True
+        return False
 
     def empty(self, cluster: ClusterView) -> Iterator[BackendView]:
         """Backends without programs and turns."""
@@ -243,7 +263,9 @@ class Rooms:
         self._moved.clear()
 
     def _is_empty(self, backend: BackendView) -> bool:
-        return backend.turn_count == 0 and self.left(backend) == 0 and backend.reserved_tokens == 0
+        return not backend.program_count - self._guessed.get(backend.id, 0) and not (
+            backend.turn_count or backend.reserved_tokens
+        )
 
     @staticmethod
     def backends(cluster: ClusterView, ids: Iterable[BackendId]) -> Iterator[BackendView]:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from benchmarks.study import PARTS, ROBUST
+from benchmarks.study import ASIDE, MANY, PARTS, ROBUST, STUDY
+from benchmarks.study_front import draw_front
 from benchmarks.study_goals import goals_tables, merit, write_ablation, write_goals
 from benchmarks.study_report import Cell
 from thunderagent.simulator.figures import Figures, Quantiles
@@ -136,11 +137,46 @@ def test_pages_get_goals_and_parts_between_their_marks(some: Figures, tmp_path: 
     whole = {"turns_per_minute": 100.0, "longest_hold_p95_seconds": 200.0}
     part = {"turns_per_minute": 90.0, "longest_hold_p95_seconds": 300.0}
     write_ablation(page, [cell_of(some, interactive=whole, part=part)])
-    write_goals(page, [cell_of(some, interactive=whole)])
+    write_goals(page, "goals", [cell_of(some, interactive=whole)])
     text = page.read_text()
     assert "| part | 0.90, 1.5 |" in text
     assert text.index("ablation: end") < text.index("2. interactive") < text.index("goals: end")
     assert text.endswith("<!-- perturbed: begin -->\n<!-- perturbed: end -->\n")
+
+
+def test_the_front_is_drawn_beside_the_page(some: Figures, tmp_path: Path) -> None:
+    """Of cells under pressure: a panel each, the dial's positions in it joined, and the same file each time."""
+    page = tmp_path / "page.md"
+    page.write_text("<!-- many: begin -->\n<!-- many: end -->\n")
+    whole = {"turns_per_minute": 100.0, "longest_hold_p95_seconds": 200.0}
+    less = {"turns_per_minute": 50.0, "longest_hold_p95_seconds": 100.0}
+    cell = cell_of(some, batch=whole, interactive=less, published=less)
+    write_goals(page, "many", [cell, cell_of(some, LOAD.at_pressure(0.5), batch=whole)])
+    picture = (tmp_path / "images" / "front-many.svg").read_bytes()
+    write_goals(page, "many", [cell])
+    assert (tmp_path / "images" / "front-many.svg").read_bytes() == picture
+    (panel,) = draw_front([cell], 0.7).axes
+    dial, *_ = [line for line in panel.lines if line.get_color() == "black" and line.get_linestyle() == "-"]
+    assert list(zip(*dial.get_data(), strict=True)) == [(200.0, 1.0), (100.0, 0.5)]
+
+
+def test_no_front_is_drawn_of_what_the_router_does_not_see(some: Figures, tmp_path: Path) -> None:
+    """There the holds are those of wrong beliefs."""
+    page = tmp_path / "page.md"
+    page.write_text("<!-- perturbed: begin -->\n<!-- perturbed: end -->\n")
+    write_goals(page, "perturbed", [cell_of(some, LOAD, "estimates off", interactive={})])
+    assert not (tmp_path / "images").exists()
+
+
+def test_what_is_kept_aside_was_not_tuned_on() -> None:
+    """Each workload on an engine that it has nowhere else, with seeds of its own."""
+    tuned = {cell.workload: cell.scenario for cell in STUDY.cells()}
+    for cell in ASIDE.cells():
+        known = tuned[cell.workload]
+        assert cell.scenario.machine.name != known.machine.name
+        assert cell.scenario.kv_tokens_per_replica != known.kv_tokens_per_replica
+        assert cell.scenario.seed >= STUDY.seeds
+    assert {(cell.replicas, cell.release_ratio) for cell in MANY.cells()} == {(16, 0.5)}
 
 
 def test_arms_and_perturbations_of_the_grids_can_be_made() -> None:

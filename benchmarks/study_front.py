@@ -1,0 +1,65 @@
+"""The dial's positions on the plane of throughput against holds, with what others make of the same load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.study_report import Cell, arms_of, new_figure
+from thunderagent.simulator.shown import LONGEST_HOLD
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_front"]
+
+_DIAL = ("batch", "balanced", "interactive")
+_OTHERS = {"published": "x", "published, decay": "+", "first-come": "v", "pause-resume": "s", "affinity": "D"}
+"""Arms besides the dial's positions, and their markers."""
+
+
+def draw_front(cells: Sequence[Cell], merit: float) -> Figure:
+    """A panel per cell, a workload per column and a load per row: left and up is better. The dotted line is where
+    schedules of that merit lie (L x H = merit x (p - 1) K/R)."""
+    workloads = list(dict.fromkeys(cell.workload for cell in cells))
+    loads = sorted({(cell.replicas, cell.pressure, -cell.release_ratio) for cell in cells})
+    figure = new_figure(2.6 * len(workloads), 2.2 * len(loads) + 0.6)
+    panels = figure.subplots(len(loads), len(workloads), squeeze=False, sharey=True)
+    names = [name for name in (*_OTHERS, *_DIAL) if name in arms_of(cells)]
+    for cell in cells:
+        row = loads.index((cell.replicas, cell.pressure, -cell.release_ratio))
+        panel = panels[row][workloads.index(cell.workload)]
+        panel.set_title(f"{cell.workload}\n{cell.load}", fontsize=6)
+        panel.grid(alpha=0.3)
+        panel.tick_params(labelsize=7)
+        _draw_cell(panel, cell, merit)
+    for row in panels:
+        row[0].set_ylabel("of the ceiling", fontsize=8)
+    for panel in panels[-1]:
+        panel.set_xlabel(LONGEST_HOLD.title, fontsize=8)
+    handles = dict[str, Any]()
+    for panel in panels.flat:
+        handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    shown = [name for name in names if name in handles]
+    figure.legend([handles[name] for name in shown], shown, loc="outside lower center", ncols=8, fontsize=8)
+    figure.suptitle("Simulated: share of the best arm's turns against holds; left and up is better", fontsize=10)
+    return figure
+
+
+def _draw_cell(panel: Any, cell: Cell, merit: float) -> None:
+    for name, marker in _OTHERS.items():
+        if name in cell.figures:
+            panel.plot(cell.mean(name, LONGEST_HOLD), cell.ratio(name), marker, markersize=5, label=name)
+    dial = [name for name in _DIAL if name in cell.figures]
+    holds = [cell.mean(name, LONGEST_HOLD) for name in dial]
+    panel.plot(holds, [cell.ratio(name) for name in dial], color="black", linewidth=1)
+    for name, color in zip(_DIAL, ("black", "dimgray", "tab:red"), strict=True):
+        if name in dial:
+            panel.plot(holds[dial.index(name)], cell.ratio(name), "o", color=color, markersize=5, label=name)
+    panel.set_ylim(0.0, 1.05)
+    panel.set_xlim(left=0.0)
+    most_seconds = panel.get_xlim()[1]
+    waits = (cell.pressure - 1.0) * cell.scenario.refill_seconds * merit
+    places = [most_seconds * step / 100 for step in range(1, 101)]
+    panel.plot(places, [1.0 - waits / seconds for seconds in places], ":", color="gray", linewidth=0.8)
+    panel.set_xlim(0.0, most_seconds)
