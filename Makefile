@@ -46,8 +46,9 @@ endif
 demo: setup ## run real mini-swe-agent through the router, on two emulated engines (COMPARE=1: three policies)
 	$(BIN)/python -m examples.swebench.demo $(if $(COMPARE),--compare) $(DEMO_ARGS)
 
-test: setup ## pass every test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+TEST_WORKERS ?= auto
+test: setup ## pass every test, on all cores (TEST_WORKERS=0: in one process)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 .PHONY: test-long test-planted test-network
 test-long: setup test-planted ## the long profile of the property tests, and the planted bugs

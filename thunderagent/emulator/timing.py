@@ -131,9 +131,9 @@ CPU_TINY = Preset(
     max_num_seqs=32,
     max_num_batched_tokens=2048,
 )
-"""What ``thunderagent calibrate`` wrote on 2026-11-27 of the server that ``benchmarks.vllm`` starts, on two cores of an AMD
-EPYC without AVX-512, where vLLM computes in float32: prompts of 1,024 and 4,096 tokens in 0.47 and 3.17 s, tokens of 1, 8
-and 16 answers with 96 tokens of context 10.0, 15.0 and 21.8 ms apart."""
+"""What ``thunderagent calibrate`` wrote on 2026-11-27 of the server that ``benchmarks.vllm`` starts, on two cores of
+an AMD EPYC without AVX-512, where vLLM computes in float32: prompts of 1,024 and 4,096 tokens in 0.47 and 3.17 s,
+tokens of 1, 8 and 16 answers with 96 tokens of context 10.0, 15.0 and 21.8 ms apart."""
 
 SMALL_GPU = Preset(
     name="small-gpu",

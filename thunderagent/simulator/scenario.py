@@ -22,6 +22,7 @@ from thunderagent.simulator.incidents import MOST_REPLICAS, Incident, check_inci
 from thunderagent.simulator.perturbation import Perturbation
 from thunderagent.simulator.programs import Arrival
 from thunderagent.simulator.rare_tools import with_rare_tools
+from thunderagent.simulator.records import Records
 from thunderagent.simulator.replay import programs_of
 from thunderagent.simulator.simulation import Cluster, Simulation
 from thunderagent.simulator.vanishing import with_vanishing
@@ -41,7 +42,7 @@ _SAMPLE = 100
 _FIRST_OF_BURST = 1_000_000_000
 """Its sessions are numbered on from here: no workload has as many."""
 
-__all__ = ["Arm", "Scenario", "parse_arm", "run"]
+__all__ = ["Arm", "Scenario", "parse_arm", "run", "simulate"]
 
 
 @frozen
@@ -243,6 +244,17 @@ def run(scenario: Scenario, arm: Arm, on_time: Callable[[float], None] = lambda 
         ConfigError: the policy cannot be made, all was over before the warm-up was, or no turn fits the cache.
         TraceError: the trace cannot be read.
     """
+    return figures_of(
+        simulate(scenario, arm, on_time),
+        scenario.machine,
+        kv_tokens=scenario.kv_tokens_per_replica,
+        warmup_seconds=scenario.warmup_seconds,
+        target_seconds=scenario.target_seconds,
+    )
+
+
+def simulate(scenario: Scenario, arm: Arm, on_time: Callable[[float], None] = lambda _: None) -> Records:
+    """What happens, turn by turn. Parameters and errors as of ``run``."""
     settings = SchedulerSettings(
         max_hold_seconds=scenario.max_hold_seconds,
         on_hold_limit=scenario.on_hold_limit,
@@ -268,10 +280,4 @@ def run(scenario: Scenario, arm: Arm, on_time: Callable[[float], None] = lambda 
             f"under {arm} all programs were done after {records.end_seconds:.0f} s, before the warm-up of "
             f"{scenario.warmup_seconds:g} s was over"
         )
-    return figures_of(
-        records,
-        scenario.machine,
-        kv_tokens=scenario.kv_tokens_per_replica,
-        warmup_seconds=scenario.warmup_seconds,
-        target_seconds=scenario.target_seconds,
-    )
+    return records
