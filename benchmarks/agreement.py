@@ -3,9 +3,9 @@
 Command: ``python -m benchmarks.agreement [--vllm] [--agents 4,8] [--policies affinity,pause-resume,working-set]``
 
 Agents of ``benchmarks.vllm`` take their turns through ``thunderagent serve --record``, on an emulated engine, or with
-``--vllm`` on vLLM's CPU build, which ``thunderagent calibrate`` measures before and after each run: the pace of a shared
-machine changes within minutes. Each recording is then replayed as by ``thunderagent simulate --trace`` with the same
-policy, cache and step times, the means of both measurements. What should agree: turns/s and hit rate.
+``--vllm`` on the CPU build of vLLM, which ``thunderagent calibrate`` measures before and after each run: the pace of a
+shared machine changes within minutes. Each recording is then replayed as by ``thunderagent simulate --trace`` with the
+same policy, cache and step times, the means of both measurements. What should agree: turns/s and hit rate.
 """
 
 from __future__ import annotations
