@@ -5,6 +5,7 @@ PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3.10 python3; 
 	if $$p -c 'import sys; raise SystemExit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; \
 	then echo $$p; break; fi; done)
 VENV ?= .venv
+TEST_WORKERS ?= auto
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.thunderagent-installed
 LOG := $(VENV)/install.log
@@ -46,7 +47,6 @@ endif
 demo: setup ## run real mini-swe-agent through the router, on two emulated engines (COMPARE=1: three policies)
 	$(BIN)/python -m examples.swebench.demo $(if $(COMPARE),--compare) $(DEMO_ARGS)
 
-TEST_WORKERS ?= auto
 test: setup ## pass every test, on all cores (TEST_WORKERS=0: in one process)
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 

@@ -2,10 +2,11 @@
 
 Command: ``python -m benchmarks.agreement [--vllm] [--agents 4,8] [--policies affinity,pause-resume,working-set]``
 
-Agents of ``benchmarks.vllm`` take their turns through ``thunderagent serve --record``, on an emulated engine, or with
-``--vllm`` on the CPU build of vLLM, which ``thunderagent calibrate`` measures before and after each run: the pace of a
-shared machine changes within minutes. Each recording is then replayed as by ``thunderagent simulate --trace`` with the
-same policy, cache and step times, the means of both measurements. What should agree: turns/s and hit rate.
+Agents of ``benchmarks.vllm`` take their turns through ``thunderagent serve --record``, on an emulated engine, or
+with ``--vllm`` on the CPU build of vLLM, which ``thunderagent calibrate`` measures before and after each run: the
+pace of a shared machine changes within minutes. Each recording is then replayed as by
+``thunderagent simulate --trace`` with the same policy and cache and the means of both measurements. What should
+agree: turns/s and hit rate.
 """
 
 from __future__ import annotations
@@ -95,7 +96,9 @@ def _vllm(folder: Path) -> Iterator[tuple[Engines, Callable[[], Preset]]]:
     def calibrated() -> Preset:
         command = [sys.executable, "-m", "thunderagent", "calibrate", "--backend", engines.urls[0]]
         with (folder / "calibrate.log").open("ab") as log:
-            subprocess.run([*command, "--max-num-seqs", "32", "--output", str(path)], check=True, stdout=log)
+            done = subprocess.run([*command, "--max-num-seqs", "32", "--output", str(path)], stdout=log, stderr=log)
+        if done.returncode:
+            raise SystemExit(f"the engine could not be calibrated: {log.name}")
         return read_preset(path)
 
     with cpu_servers(1, KV_TOKENS, folder) as engines:

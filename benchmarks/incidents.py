@@ -3,8 +3,9 @@
 Command: ``python -m benchmarks.incidents [--workload NAME] [--policy ARM] [--replicas 4] [--pressure 1.6]
 [--seeds 5]``, some minutes.
 
-K/R is the time to fill a replica's KV cache with prompts. The agents are those that press so on the replicas that are
-there in the end, so that both incidents end in the same state, whose turns per minute are 1 in the table.
+Machine: any; the figures are simulated. K/R is the time to fill a replica's KV cache with prompts. The agents are
+those that press so on the replicas that are there in the end, so that both incidents end in the same state, whose
+turns per minute are 1 in the table.
 """
 
 from __future__ import annotations
@@ -100,6 +101,8 @@ def main() -> int:
             Scenario(name, replicas=options.replicas).at_pressure(options.pressure)
             for name in options.workload or ("swe-agent", "coding-long")
         ]
+        for load in loads:
+            scenarios(load)  # so that what cannot be is told before anything is printed
         heads = [
             "workload",
             "replica",

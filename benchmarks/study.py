@@ -128,6 +128,8 @@ class Grid:
     engines: Mapping[str, str] = {}
     """By workload, the preset that it runs on with all its KV cache; its own where it is not named."""
     first_seed: int = 0
+    mark: str = "goals"
+    """Between which marks of a page ``--goals`` writes."""
 
     def cells(self) -> Iterator[Cell]:
         """Each scenario with its arms."""
@@ -182,19 +184,20 @@ FULL = Grid(
 )
 PARTS = Grid(ABLATION, (1,), ((2.0, 1.0), (2.0, 0.0)), 3, window_seconds=(2400.0, 2400.0))
 _FRONT = {name: ARMS[name] for name in ("affinity", "published", "first-come", "batch", "balanced", "interactive")}
-ROBUST = Grid(_FRONT, (1,), ((1.6, 1.0),), 3, perturbed=PERTURBED)
-MANY = Grid(_FRONT, (16,), ((1.6, 0.5),), 2, several_window_seconds=1200.0)
+ROBUST = Grid(_FRONT, (1,), ((1.6, 1.0),), 3, perturbed=PERTURBED, mark="perturbed")
+MANY = Grid(_FRONT, (16,), ((1.6, 0.5),), 1, mark="many")
 _GLM, _QWEN = H100_GLM_355B.name, H100_QWEN3_CODER_30B.name
 ASIDE = Grid(
     _FRONT,
     (1,),
     ((1.8, 1.0),),
     2,
-    window_seconds=(1200.0, 3000.0),
     engines={name: _GLM if workload.preset == _QWEN else _QWEN for name, workload in WORKLOADS.items()},
     first_seed=100,
+    mark="aside",
 )
-"""Nothing was chosen by what comes out here: other engines and sizes of the cache, another pressure, other seeds."""
+"""Nothing was chosen by what comes out here: each workload has the engine and cache that those of the others are, at
+another pressure and with other seeds."""
 SMOKE = Grid(
     {name: ARMS[name] for name in ("affinity", "pause-resume")},
     (1,),
@@ -233,10 +236,10 @@ def main() -> int:
     which.add_argument("--ablation", action="store_true", help="what each part of working-set brings")
     which.add_argument("--perturbed", action="store_true", help="what the router does not see, at a pressure of 1.6")
     which.add_argument("--many", action="store_true", help="16 replicas, half of the programs released")
-    which.add_argument("--aside", action="store_true", help="the workloads on engines that nothing was tuned on")
+    which.add_argument("--aside", action="store_true", help="each workload on an engine that it was not tuned on")
     which.add_argument("--smoke", action="store_true", help="two arms, some seconds")
     parser.add_argument("--workload", action="append", choices=list(WORKLOADS), help="only this one; repeatable")
-    parser.add_argument("--output", type=Path, default=Path("outputs/study"), metavar="DIR")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="outputs/study, or outputs/study-GRID")
     parser.add_argument("--docs", type=Path, metavar="PAGE", help="write tables and picture there, between marks")
     parser.add_argument("--goals", type=Path, metavar="PAGE", help="write which goals the dial meets there, likewise")
     parser.add_argument("--workers", type=int, help="processes (one per core)")
@@ -246,25 +249,24 @@ def main() -> int:
     if options.workload:
         grid = evolve(grid, workloads=tuple(options.workload))
     began_at = time.perf_counter()
+    output = options.output or Path("outputs") / ("study" if chosen is None else f"study-{chosen}")
     cells = list(grid.cells())
     try:
-        cells = _run(cells, Cells(options.output / "cells"), options.workers)
+        cells = _run(cells, Cells(output / "cells"), options.workers)
     except KeyboardInterrupt:
-        print(
-            f"\nbroken off; what was computed is kept in {options.output}: the same command goes on", file=sys.stderr
-        )
+        print(f"\nbroken off; what was computed is kept in {output}: the same command goes on", file=sys.stderr)
         return 130
-    write_results(options.output, cells)
+    write_results(output, cells)
     seconds, cores = time.perf_counter() - began_at, options.workers or os.cpu_count()
     print(f"{sum(len(cell.tasks) for cell in cells) * grid.seeds:,} runs, {seconds:,.0f} s on {cores} cores")
-    print(f"tables, pictures and all figures: {options.output}")
+    print(f"tables, pictures and all figures: {output}")
     if options.docs is not None:
-        write_docs(options.docs, options.output, grid.arms, cells)
+        write_docs(options.docs, output, grid.arms, cells)
     if options.goals is not None:
         if chosen == "ablation":
             write_ablation(options.goals, cells)
         else:
-            write_goals(options.goals, chosen if chosen in ("perturbed", "many", "aside") else "goals", cells)
+            write_goals(options.goals, grid.mark, cells)
     over = over_the_bound(cells)
     for line in over:
         print(line, file=sys.stderr)

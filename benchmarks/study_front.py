@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.study_report import Cell, arms_of, new_figure
+from benchmarks.study_report import Cell, new_figure
 from thunderagent.simulator.shown import LONGEST_HOLD
 
 if TYPE_CHECKING:
@@ -19,13 +19,15 @@ _OTHERS = {"published": "x", "published, decay": "+", "first-come": "v", "pause-
 
 
 def draw_front(cells: Sequence[Cell], merit: float) -> Figure:
-    """A panel per cell, a workload per column and a load per row: left and up is better. The dotted line is where
-    schedules of that merit lie (L x H = merit x (p - 1) K/R)."""
+    """A panel per cell, a workload per column and a load per row: left and up is better.
+
+    On the dotted line lie schedules of that merit: the share of turns lost times the hold is ``merit`` times
+    (pressure - 1) times the time to fill the cache with prompts.
+    """
     workloads = list(dict.fromkeys(cell.workload for cell in cells))
     loads = sorted({(cell.replicas, cell.pressure, -cell.release_ratio) for cell in cells})
     figure = new_figure(2.6 * len(workloads), 2.2 * len(loads) + 0.6)
     panels = figure.subplots(len(loads), len(workloads), squeeze=False, sharey=True)
-    names = [name for name in (*_OTHERS, *_DIAL) if name in arms_of(cells)]
     for cell in cells:
         row = loads.index((cell.replicas, cell.pressure, -cell.release_ratio))
         panel = panels[row][workloads.index(cell.workload)]
@@ -40,8 +42,7 @@ def draw_front(cells: Sequence[Cell], merit: float) -> Figure:
     handles = dict[str, Any]()
     for panel in panels.flat:
         handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    shown = [name for name in names if name in handles]
-    figure.legend([handles[name] for name in shown], shown, loc="outside lower center", ncols=8, fontsize=8)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=9, fontsize=8)
     figure.suptitle("Simulated: share of the best arm's turns against holds; left and up is better", fontsize=10)
     return figure
 
@@ -59,7 +60,14 @@ def _draw_cell(panel: Any, cell: Cell, merit: float) -> None:
     panel.set_ylim(0.0, 1.05)
     panel.set_xlim(left=0.0)
     most_seconds = panel.get_xlim()[1]
-    waits = (cell.pressure - 1.0) * cell.scenario.refill_seconds * merit
+    waits = ((cell.scenario.pressure or 1.0) - 1.0) * cell.scenario.refill_seconds * merit
     places = [most_seconds * step / 100 for step in range(1, 101)]
-    panel.plot(places, [1.0 - waits / seconds for seconds in places], ":", color="gray", linewidth=0.8)
+    panel.plot(
+        places,
+        [1.0 - waits / seconds for seconds in places],
+        ":",
+        color="gray",
+        linewidth=0.8,
+        label=f"M = {merit:g}",
+    )
     panel.set_xlim(0.0, most_seconds)

@@ -101,23 +101,24 @@ class Rooms:
 
     def excess(self, backend: BackendView, now: float) -> float:
         """Tokens over the high watermark once those that yield have left. Guests, which are soon gone, do not count
-        as far as their part reaches and idle programs leave room for them."""
+        as far as their part reaches and idle programs leave room for them. Below the watermark all count: the sign
+        says enough."""
         return self._excess(backend, self.used(backend, now, decayed=self.settings.pause_decay))
 
     def _excess(self, backend: BackendView, used_tokens: float) -> float:
         settings, capacity_tokens = self.settings, backend.capacity_tokens
         if capacity_tokens is None:
             return 0.0
-        excess_tokens = used_tokens - settings.high_watermark * capacity_tokens
-        if excess_tokens <= 0:
-            return excess_tokens  # the less, the more leaves
+        limit_tokens = settings.high_watermark * capacity_tokens
+        if used_tokens <= limit_tokens:
+            return used_tokens - limit_tokens
         leaving_tokens = backend.yielding_tokens
         if leaving_tokens:
             leaving_tokens += settings.buffer_tokens * backend.count(Standing.YIELDING)
         if settings.guest_ratio:
             most_tokens = int(settings.guest_ratio * capacity_tokens)
             leaving_tokens += min(backend.guest_tokens, most_tokens, backend.acting_tokens)
-        return excess_tokens - leaving_tokens
+        return used_tokens - leaving_tokens - limit_tokens
 
     def _room_of(self, backend: BackendView, used_tokens: float) -> float:
         settings, capacity_tokens = self.settings, backend.capacity_tokens
@@ -263,9 +264,7 @@ class Rooms:
         self._moved.clear()
 
     def _is_empty(self, backend: BackendView) -> bool:
-        return not backend.program_count - self._guessed.get(backend.id, 0) and not (
-            backend.turn_count or backend.reserved_tokens
-        )
+        return backend.turn_count == 0 and self.left(backend) == 0 and backend.reserved_tokens == 0
 
     @staticmethod
     def backends(cluster: ClusterView, ids: Iterable[BackendId]) -> Iterator[BackendView]:

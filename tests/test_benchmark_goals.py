@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from benchmarks.study import ASIDE, MANY, PARTS, ROBUST, STUDY
+from benchmarks.study import ASIDE, FULL, MANY, PARTS, ROBUST, STUDY
 from benchmarks.study_front import draw_front
 from benchmarks.study_goals import goals_tables, merit, write_ablation, write_goals
 from benchmarks.study_report import Cell
+from thunderagent.policy import ROTATION_RATIO
 from thunderagent.simulator.figures import Figures, Quantiles
 from thunderagent.simulator.perturbation import Perturbation
 from thunderagent.simulator.scenario import Arm, Scenario, run
@@ -144,6 +145,20 @@ def test_pages_get_goals_and_parts_between_their_marks(some: Figures, tmp_path: 
     assert text.endswith("<!-- perturbed: begin -->\n<!-- perturbed: end -->\n")
 
 
+def test_fairness_is_judged_where_turns_can_go_round(some: Figures) -> None:
+    """Three rotations are needed; programs that end by themselves have as long as they take."""
+    arm = {"interactive": {"jain_of_progress": 0.9}}
+    cycle_seconds = 2.4 * LOAD.refill_seconds / ROTATION_RATIO
+    long = evolve(LOAD, horizon_seconds=LOAD.warmup_seconds + 3 * cycle_seconds)
+    title = "3. interactive: 1 - Jain"
+    assert rows(goals_tables([cell_of(some, LOAD, **arm)]), title)[0][2] == "not judged"
+    assert rows(goals_tables([cell_of(some, long, **arm)]), title)[0][2] == "0 of 1"
+    ending = Scenario("rl-rollout", warmup_seconds=0.0, horizon_seconds=21_600.0).at_pressure(2.4)
+    for makespan, judged in ((100.0, "not judged"), (20_000.0, "0 of 1")):
+        arm["interactive"]["makespan_seconds"] = makespan
+        assert rows(goals_tables([cell_of(some, ending, **arm)]), title)[0][2] == judged
+
+
 def test_the_front_is_drawn_beside_the_page(some: Figures, tmp_path: Path) -> None:
     """Of cells under pressure: a panel each, the dial's positions in it joined, and the same file each time."""
     page = tmp_path / "page.md"
@@ -175,7 +190,10 @@ def test_what_is_kept_aside_was_not_tuned_on() -> None:
         known = tuned[cell.workload]
         assert cell.scenario.machine.name != known.machine.name
         assert cell.scenario.kv_tokens_per_replica != known.kv_tokens_per_replica
-        assert cell.scenario.seed >= STUDY.seeds
+        assert cell.scenario.seed >= FULL.seeds
+    assert not {load[0] for load in ASIDE.loads} & {
+        load[0] for grid in (STUDY, FULL, ROBUST, PARTS) for load in grid.loads
+    }
     assert {(cell.replicas, cell.release_ratio) for cell in MANY.cells()} == {(16, 0.5)}
 
 

@@ -34,8 +34,15 @@ def test_turns_are_counted_per_step_from_the_warm_up_on() -> None:
 
 
 def test_a_row_tells_turns_to_those_of_the_settled_state() -> None:
-    """Right after a replica joins there are fewer than with both."""
-    lost, added = ([float(cell) for cell in row.split("|")[5:-1]] for row in rows(LOAD, Arm("working-set"), seeds=1))
+    """Fewer after a replica is lost than if it were not, more after one joins."""
+    load = Scenario("swe-agent", replicas=2, kv_tokens=60_000).at_pressure(1.2)
+    found = scenarios(load)
+    arm, step_seconds = Arm("working-set"), load.refill_seconds
+    settled = turns_per_minute(found["settled"], arm, 1, step_seconds)
+    base = sum(settled) / len(settled)
+    lost, added = ([float(cell) for cell in row.split("|")[5:-1]] for row in rows(load, arm, seeds=1))
     assert len(lost) == len(added) == STEPS
-    assert added[0] < 0.9
-    assert all(0.3 < ratio < 2.0 for ratio in lost)
+    for name, ratios, change in (("lost", lost, -0.2), ("added", added, 0.2)):
+        unchanged = turns_per_minute(evolve(found[name], incidents=()), arm, 1, step_seconds)
+        mean = sum(unchanged) / len(unchanged) / base
+        assert (sum(ratios) / STEPS - mean) / change > 1.0, name

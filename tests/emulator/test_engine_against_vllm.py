@@ -6,6 +6,7 @@ import heapq
 import random
 
 import pytest
+from attrs import evolve
 
 from thunderagent.emulator.engine import Engine, EngineRequest, EngineSettings
 from thunderagent.emulator.timing import PRESETS
@@ -17,7 +18,7 @@ FIRST_TOKENS, REPLY_TOKENS, TOOL_TOKENS = 1200, 48, 250
 
 def run_agents(agents: int, limit: int) -> Engine:
     """Agents of ten turns, at most ``limit`` of them at a time, with 0.2 to 1 s of tool time between turns."""
-    preset = PRESETS["cpu-tiny"]
+    preset = evolve(PRESETS["cpu-tiny"], kv_tokens=16_416, max_num_seqs=64)
     blocks = preset.kv_tokens // BLOCK_SIZE + 1
     engine = Engine(
         EngineSettings(blocks, BLOCK_SIZE, preset.max_num_seqs, preset.max_num_batched_tokens), preset.timing
