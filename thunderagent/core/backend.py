@@ -10,6 +10,7 @@ from attrs import define, field
 
 from thunderagent.core.decay import DecayedTokens
 from thunderagent.core.ids import BackendId, PrefixKey, ProgramId, TurnId
+from thunderagent.core.policy import ASSUMED_REFILL_SECONDS
 from thunderagent.core.program import Branch, Program, Standing
 from thunderagent.core.residency import Residency
 from thunderagent.core.sizes import NO_SIZES
@@ -234,6 +235,11 @@ class Backend:
         if self.capacity_tokens is None or not self.prefill_rate:
             return None
         return self.capacity_tokens / self.prefill_rate
+
+    @property
+    def expected_refill_seconds(self) -> float:
+        """``refill_seconds``, or what is taken for it while that is unknown."""
+        return self.refill_seconds or ASSUMED_REFILL_SECONDS
 
     def serves(self, model: str | None) -> bool:
         """Whether it can be asked for the model; an unnamed model and unknown models always can."""

@@ -51,7 +51,7 @@ def outlook(cluster: Cluster, settings: SchedulerSettings) -> Outlook:
     O(backends + conversations of those who wait), about 3 microseconds each: for now and then, not for each event.
     """
     backends, limit_seconds = cluster.backends, settings.max_hold_seconds
-    weights = [(entry.capacity_tokens or 0, entry.refill_seconds or ASSUMED_REFILL_SECONDS) for entry in backends]
+    weights = [(entry.capacity_tokens or 0, entry.expected_refill_seconds) for entry in backends]
     capacity_tokens = sum(tokens for tokens, _ in weights)
     is_refill_known = bool(backends) and all(entry.refill_seconds for entry in backends)
     refill_seconds = ASSUMED_REFILL_SECONDS

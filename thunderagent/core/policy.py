@@ -216,6 +216,10 @@ class BackendView(Protocol):
         """How long it takes to fill the whole cache with prompts; None while that is unknown."""
 
     @property
+    def expected_refill_seconds(self) -> float:
+        """``refill_seconds``, or ``ASSUMED_REFILL_SECONDS`` while that is unknown."""
+
+    @property
     def kv_usage_ratio(self) -> float | None:
         """What the engine says its running requests use of the cache, 0 to 1, some seconds ago."""
 
