@@ -40,9 +40,13 @@ class Outlook:
     does not is taken to fill its cache in ``ASSUMED_REFILL_SECONDS``."""
 
     @property
-    def keeps_limit(self) -> bool:
-        """Whether the hold limit can be kept at the price that rotation may have, as far as is known."""
-        return self.rotation_ratio is None or self.rotation_ratio <= ROTATION_RATIO
+    def keeps_limit(self) -> bool | None:
+        """Whether the hold limit can be kept at the price that rotation may have. None: not known, since a capacity
+        is not, or since there are waits and what they cost is assumed. Where there are none, and without a limit,
+        there is nothing to be kept, however fast the engines are."""
+        if self.rotation_ratio is None or not (self.is_refill_known or self.rotation_ratio == 0.0):
+            return None
+        return self.rotation_ratio <= ROTATION_RATIO
 
 
 def outlook(cluster: Cluster, settings: SchedulerSettings) -> Outlook:

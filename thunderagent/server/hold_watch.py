@@ -48,12 +48,13 @@ class HoldLimitWatch:
                 _log.exception("hold_limit.look_failed")
 
     def look(self) -> None:
-        """Look once. While nothing is known, what was told last stands."""
+        """Look once. While nothing is known, what was told last stands; an assumed refill, which the line names, does
+        for the warning."""
         found = self.gateway.outlook()
         if found.rotation_ratio is None:
             has_turned = False
         elif self.is_kept:
-            has_turned = not found.keeps_limit
+            has_turned = found.rotation_ratio > ROTATION_RATIO
         else:
             has_turned = found.rotation_ratio <= _CALM_RATIO
         if not has_turned:
