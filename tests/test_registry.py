@@ -111,7 +111,8 @@ def test_list_shows_each_policy_its_distribution_and_first_line() -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     assert [row[:2] for row in rows] == [[name, "thunderagent"] for name in BUILT_IN]
     assert rows[0][2] == "Sticky placement without admission control; never holds."
-    assert all(len(row) == 3 and row[2].endswith(".") for row in rows)
+    assert {row[0] for row in rows if row[2].endswith(". (default)")} == {"working-set"}
+    assert all(len(row) == 3 and row[2].removesuffix(" (default)").endswith(".") for row in rows)
 
 
 def test_third_party_s_policy_is_listed_and_made(site: Site) -> None:
