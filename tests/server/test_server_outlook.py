@@ -14,10 +14,13 @@ from thunderagent.core.events import BackendFailed, BackendRecovered
 from thunderagent.core.ids import BackendId, TurnId
 from thunderagent.core.policy import ROTATION_RATIO
 from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
+from thunderagent.core.usage import Prefills
 from thunderagent.gateway import Gateway
 from thunderagent.server import hold_watch
 from thunderagent.server.hold_watch import HoldLimitWatch
+from thunderagent.server.state import STATE
 from thunderagent.telemetry.metrics import Metrics
+from thunderagent.testing.fake_backend import json_answer
 from thunderagent.testing.scheduler_driver import SchedulerDriver
 
 
@@ -32,6 +35,22 @@ async def pressed_router(stack: Stack, limit_seconds: float) -> tuple[Router, An
     turn = router.start_chat(words(1000, "beta"), "b")
     await until(lambda: router.held == 1)
     return router, turn
+
+
+def counted(router: Router) -> Prefills:
+    """What its only backend had counted at the last look."""
+    (entry,) = router.app[STATE].pool.watched.values()
+    assert entry.prefills is not None
+    return entry.prefills
+
+
+def page_of(requests: int, computed_tokens: int, seconds: float) -> bytes:
+    """A metrics page of vLLM that tells nothing else."""
+    return json_answer(
+        f"vllm:request_prefill_time_seconds_count {requests}\n"
+        f"vllm:request_prefill_time_seconds_sum {seconds}\n"
+        f"vllm:request_prefill_kv_computed_tokens_sum {computed_tokens}\n".encode()
+    )
 
 
 async def test_health_and_metrics_show_the_outlook(stack: Stack) -> None:
@@ -70,6 +89,41 @@ async def test_outlook_is_null_where_a_capacity_is_unknown(stack: Stack) -> None
         page = await answer.text()
     assert "# TYPE thunderagent_pressure gauge" in page
     assert "\nthunderagent_pressure " not in page
+
+
+async def test_refill_is_learned_from_an_engine_whose_clients_do_not_stream(stack: Stack) -> None:
+    """Its counters tell what it computed and how long that took; a turn with little to compute teaches nothing."""
+    engine = await stack.engine()
+    router = await stack.router(engine)
+    await router.chat(words(100), "small")
+    await until(lambda: counted(router).requests == 1)
+    small = counted(router)
+    assert (await router.get("/health"))[1]["outlook"]["is_refill_known"] is False
+    await router.chat(words(3000), "large")
+    await until(lambda: counted(router).requests == 2)
+    shown = (await router.get("/health"))[1]["outlook"]
+    large = counted(router).since(small)
+    assert large is not None
+    assert 2_900 < large.computed_tokens < 3_100
+    assert shown["is_refill_known"] is True
+    assert shown["refill_seconds"] == pytest.approx(8192 * large.seconds / large.computed_tokens, abs=0.001)
+
+
+async def test_counts_of_a_backend_that_failed_a_look_are_begun_anew(stack: Stack) -> None:
+    """Whether they are those of the same process is not known."""
+    fake = await stack.fake(pages={"/metrics": page_of(1, 2_000, 1.0)})
+    router = await stack.router(fake, capacity_tokens=10_000)
+    (backend,) = router.gateway.scheduler.cluster.backends
+    (entry,) = router.app[STATE].pool.watched.values()
+    fake.is_healthy = False
+    await until(lambda: entry.prefills is None)
+    fake.pages = {"/metrics": page_of(2, 6_000, 2.0)}
+    fake.is_healthy = True
+    await until(lambda: entry.prefills == Prefills(2, 6_000, 2.0))
+    assert backend.refill_seconds is None
+    fake.pages = {"/metrics": page_of(3, 8_000, 3.0)}
+    await until(lambda: entry.prefills == Prefills(3, 8_000, 3.0))
+    assert backend.refill_seconds == 5.0
 
 
 async def test_daemon_says_when_its_limit_cannot_be_kept(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +194,8 @@ def test_warning_says_what_is_given_instead_and_what_helps() -> None:
         "instead": "turns at the limit get the next room, in the order in which they reached it; prefilling again "
         "who made room takes about 90 % of the engines",
         "remedy": "2 more replicas, 67 % fewer agents at once, or --max-hold-seconds 900; these take 30 s for the "
-        "time to fill a cache with prompts, since no streamed answer has told yet how fast the engines are",
+        "time to fill a cache with prompts, since neither a streamed answer nor their counters have told yet how "
+        "fast the engines are",
         "refill_seconds": 30.0,
         "is_refill_known": False,
     }

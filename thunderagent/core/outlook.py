@@ -36,8 +36,8 @@ class Outlook:
     rotation_ratio: float | None
     """What share of the engines it takes to keep ``max_hold_seconds``; above 1 no schedule can. 0 without a limit."""
     is_refill_known: bool = False
-    """Whether the router knows of every backend how fast it prefills, which a streamed answer says; one of which it
-    does not is taken to fill its cache in ``ASSUMED_REFILL_SECONDS``."""
+    """Whether the router knows of every backend how fast it prefills, which a streamed answer or its counters say;
+    one of which it does not is taken to fill its cache in ``ASSUMED_REFILL_SECONDS``."""
 
     @property
     def keeps_limit(self) -> bool | None:

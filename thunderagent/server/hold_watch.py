@@ -126,6 +126,6 @@ def _remedy(found: Outlook, limit_seconds: float, replicas: int) -> str:
     if found.is_refill_known:
         return told
     return (
-        f"{told}; these take {found.refill_seconds:g} s for the time to fill a cache with prompts, since no streamed "
-        "answer has told yet how fast the engines are"
+        f"{told}; these take {found.refill_seconds:g} s for the time to fill a cache with prompts, since "
+        "neither a streamed answer nor their counters have told yet how fast the engines are"
     )
