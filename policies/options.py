@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from thunderagent.policy import OptionError
+from thunderagent.policy import OptionError, UnknownOption
 
 __all__ = ["read_options"]
 
@@ -26,13 +26,14 @@ def read_options(
     says how its option is read, its field's validator which values it may have. Numbers must not be negative.
 
     Raises:
-        OptionError: an unknown option (the known ones are named), or a value of the wrong kind.
+        UnknownOption: an unknown option (the known ones are named).
+        OptionError: a value of the wrong kind.
     """
     known: dict[str, Any] = attrs.asdict(settings, recurse=False)
     for name, text in options.items():
         if name not in known:
             names = ", ".join(sorted((*known, *also))) or "none"
-            raise OptionError(f"policy {policy!r} has no option {name!r}; it has: {names}")
+            raise UnknownOption(f"policy {policy!r} has no option {name!r}; it has: {names}", [name])
         value = _read(policy, name, text, type(known[name]))
         try:
             settings = attrs.evolve(settings, **{name: value})  # type: ignore[misc]  # bound above

@@ -17,7 +17,7 @@ from attrs import define, field
 from policies.pause_resume_pauses import Pauses
 from policies.pause_resume_places import Places, asks, key_of
 from policies.pause_resume_published import resume_published
-from policies.pause_resume_ranks import rank
+from policies.pause_resume_ranks import BEHIND, rank
 from policies.pause_resume_rooms import Rooms
 from policies.pause_resume_settings import PRESETS, Settings, settings_from
 from thunderagent.policy import (
@@ -39,9 +39,6 @@ from thunderagent.policy import (
 )
 
 __all__ = ["PRESETS", "PauseResume", "Settings"]
-
-_NO_GUEST = 2.0**40
-"""Seconds: more than any age."""
 
 _LOOK_PAST = 64
 """Backends that waiters may keep to themselves before those behind them are looked at no more."""
@@ -108,7 +105,7 @@ class PauseResume(Policy):
         """By ``resume_order``; turns without a program, which stand in a line of their own, by age, and those that
         wait for room as programs do behind those that need not."""
         if waiter.program is None:
-            return waiter.since if self._places.is_guest(waiter.turn) else waiter.since + _NO_GUEST
+            return waiter.since if self._places.is_guest(waiter.turn) else waiter.since + BEHIND
         return rank(self.settings, waiter.program, waiter.since, waiter.need_tokens)
 
     def keep_seconds(self, backend: BackendView, cluster: ClusterView) -> float:

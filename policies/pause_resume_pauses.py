@@ -12,7 +12,6 @@ from policies.pause_resume_ranks import rank
 from policies.pause_resume_rooms import Rooms
 from policies.pause_resume_settings import Settings
 from thunderagent.policy import (
-    ASSUMED_REFILL_SECONDS,
     BackendId,
     BackendView,
     ClusterView,
@@ -165,7 +164,7 @@ class Pauses:
         settings = self.settings
         is_over = 0 < settings.quantum_turns <= program.turns_served
         if settings.rotation_ratio and program.place is not None and program.admitted_at is not None:
-            quantum_seconds = (program.place.refill_seconds or ASSUMED_REFILL_SECONDS) / settings.rotation_ratio
+            quantum_seconds = program.place.expected_refill_seconds / settings.rotation_ratio
             is_over = is_over or now - program.admitted_at >= quantum_seconds
         return is_over or 0 < settings.quantum_seconds <= program.service_seconds
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from attrs import define, field
 
 from policies.pause_resume_places import asks
-from policies.pause_resume_ranks import NEW, published_rank
+from policies.pause_resume_ranks import BEHIND, published_rank
 from policies.pause_resume_rooms import Rooms
 from thunderagent.policy import (
     Admit,
@@ -105,7 +105,7 @@ def _pick(
 def _classes(lines: Sequence[Sequence[WaiterView]], idle: Iterator[_Candidate]) -> Iterator[Iterator[_Candidate]]:
     """Waiting after more than one step, waiting in the first, and paused while the agent is in a tool."""
     programs = [line for line in lines if line[0].program is not None]
-    starts = [bisect_left(line, NEW, key=_score) for line in programs]
+    starts = [bisect_left(line, BEHIND, key=_score) for line in programs]
     known = [islice(line, start) for line, start in zip(programs, starts, strict=True)]
     new = [_from(line, start) for line, start in zip(programs, starts, strict=True)]
     yield map(_waiting, merge(*known, key=_score))

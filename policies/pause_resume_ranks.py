@@ -7,10 +7,10 @@ import math
 from policies.pause_resume_settings import Settings
 from thunderagent.policy import ProgramView
 
-__all__ = ["NEW", "published_rank", "rank"]
+__all__ = ["BEHIND", "published_rank", "rank"]
 
-NEW = 2.0**40
-"""Added to the published rank of programs in their first turn: more than any number of tokens."""
+BEHIND = 2.0**40
+"""Added to a rank, it puts behind all that go without: more than any number of tokens, or seconds of age."""
 
 
 def rank(settings: Settings, program: ProgramView, since: float, need_tokens: int) -> float:
@@ -29,4 +29,4 @@ def rank(settings: Settings, program: ProgramView, since: float, need_tokens: in
 
 def published_rank(program: ProgramView, need_tokens: int) -> float:
     """Programs after their first turn before new ones, the smallest first (eq. 10)."""
-    return need_tokens + (0.0 if program.turns_finished else NEW)
+    return need_tokens + (0.0 if program.turns_finished else BEHIND)

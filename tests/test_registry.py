@@ -71,6 +71,39 @@ def test_options_reach_the_policy() -> None:
     assert (policy.settings.resume_order, policy.settings.buffer_tokens) == ("published", 7)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "hint"),
+    [
+        ("working-set", {"preset": "paper"}, "'preset' is an option of policy 'pause-resume'"),
+        ("working-set", {"preset": "papr"}, "'preset' is an option of policy 'pause-resume'"),
+        (
+            "working-set",
+            {"idle_lease_seconds": "5"},
+            "'idle_lease_seconds' is an option of policies 'least-kv' and 'pause-resume'",
+        ),
+        ("pause-resume", {"dial": "batch"}, "'dial' is an option of policy 'working-set'"),
+        (
+            "round-robin",
+            {"preset": "paper", "colour": "red", "dial": "1"},
+            "got colour, dial, preset; 'dial' is an option of policy 'working-set'; 'preset' is an option of policy "
+            "'pause-resume'",
+        ),
+    ],
+)
+def test_option_of_another_built_in_policy_names_it(name: str, options: dict[str, str], hint: str) -> None:
+    """Whoever has read of an option need not search for the policy that it belongs to."""
+    with pytest.raises(ConfigError) as raised:
+        make_policy(name, options)
+    assert str(raised.value).startswith(f"policy {name!r} ")
+    assert str(raised.value).endswith(hint)
+
+
+def test_option_that_nobody_has_gets_no_hint() -> None:
+    """Only what the policy itself has."""
+    with pytest.raises(ConfigError, match=r"no option 'colour'; it has: dial, [a-z_, ]*$"):
+        make_policy("working-set", {"colour": "red"})
+
+
 def test_list_shows_each_policy_its_distribution_and_first_line() -> None:
     """``thunderagent policies``."""
     result = CliRunner().invoke(policies)
@@ -78,7 +111,8 @@ def test_list_shows_each_policy_its_distribution_and_first_line() -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     assert [row[:2] for row in rows] == [[name, "thunderagent"] for name in BUILT_IN]
     assert rows[0][2] == "Sticky placement without admission control; never holds."
-    assert all(len(row) == 3 and row[2].endswith(".") for row in rows)
+    assert {row[0] for row in rows if row[2].endswith(". (default)")} == {"working-set"}
+    assert all(len(row) == 3 and row[2].removesuffix(" (default)").endswith(".") for row in rows)
 
 
 def test_third_party_s_policy_is_listed_and_made(site: Site) -> None:

@@ -14,7 +14,7 @@ from attrs import define, field, frozen
 from thunderagent.core import events
 from thunderagent.core.events import Event
 from thunderagent.core.ids import BackendId
-from thunderagent.core.usage import Outcome
+from thunderagent.core.usage import Outcome, Prefills
 from thunderagent.health import FAILED_LOOK_SECONDS, FAILURES, LOOK_SECONDS, Health
 from thunderagent.upstream.client import BackendClient, ForwardFailed, normalise_base_url
 from thunderagent.upstream.readers import READERS
@@ -79,6 +79,8 @@ class WatchedBackend:
     """Requests that use the client; the client of a removed backend is closed after the last one."""
     is_removed: bool = False
     observation: BackendObservation | None = None
+    prefills: Prefills | None = None
+    """As counted at the last look; None after a failed one: another process may count by the next."""
     last_error: str | None = None
     observed_at: float | None = None
     """Unix time of the last look that found it healthy."""
@@ -227,6 +229,7 @@ class BackendPool:
         """Turn one look into events."""
         if not scrape.healthy:
             entry.last_error = "; ".join(scrape.errors) or "not healthy"
+            entry.prefills = None
             if entry.health.look(None if scrape.timed_out else False, self.now()):
                 self._fail(entry, entry.last_error)
             return
@@ -247,6 +250,7 @@ class BackendPool:
                     None if seen is None else seen.kv_usage_ratio,
                     None if seen is None else seen.running,
                     None if seen is None else seen.waiting,
+                    _prefills_since(entry, seen),
                 )
             )
         if scrape.looks_like is not None:
@@ -267,6 +271,14 @@ class BackendPool:
         _stop_following(entry)
         _log.warning("backend.failed", backend=entry.config.id, error=error)
         self.send(events.BackendFailed(entry.config.id, error))
+
+
+def _prefills_since(entry: WatchedBackend, seen: BackendObservation | None) -> Prefills | None:
+    """What the backend counted since it was looked at before; from now on, since now."""
+    if seen is None or seen.prefills is None:
+        return None
+    before, entry.prefills = entry.prefills, seen.prefills
+    return None if before is None else seen.prefills.since(before)
 
 
 def _stop_following(entry: WatchedBackend) -> None:

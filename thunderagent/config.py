@@ -307,7 +307,9 @@ def _read_file(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"config file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config file {path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"config file {path}: {error}") from None
     known = [option.name for option in OPTIONS]
     for name in found:

@@ -17,6 +17,7 @@ from thunderagent.core.policy import (
     ProgramView,
     ToolTimesView,
     TurnView,
+    UnknownOption,
     WaiterView,
     roomiest,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "Trigger",
     "TurnId",
     "TurnView",
+    "UnknownOption",
     "WaiterView",
     "Yield",
     "roomiest",

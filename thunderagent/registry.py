@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 
 from thunderagent.errors import ConfigError
-from thunderagent.policy import OptionError, Policy
+from thunderagent.policy import OptionError, Policy, UnknownOption
 
 __all__ = ["GROUP", "load_policy", "make_policy", "policy_entry_points", "source_of"]
 
 GROUP = "thunderagent.policies"
+
+_OURS = "thunderagent"
+"""The distribution of the built-in policies."""
 
 
 def policy_entry_points() -> dict[str, EntryPoint]:
@@ -64,6 +67,24 @@ def load_policy(name: str) -> type[Policy]:
     return found
 
 
+def _whose(name: str, option: str, text: str) -> str | None:
+    """Which built-in policies other than ``name`` have such an option, in words; None where none has."""
+    owners = []
+    for other, entry in policy_entry_points().items():
+        if other == name or source_of(entry) != _OURS:
+            continue
+        try:
+            load_policy(other).from_options({option: text})
+        except UnknownOption:
+            continue
+        except OptionError:
+            pass  # it has it, for other values
+        owners.append(repr(other))
+    if not owners:
+        return None
+    return f"{option!r} is an option of {'policy' if len(owners) == 1 else 'policies'} {' and '.join(owners)}"
+
+
 def make_policy(name: str, options: Mapping[str, str]) -> Policy:
     """Build a policy from its options.
 
@@ -74,6 +95,9 @@ def make_policy(name: str, options: Mapping[str, str]) -> Policy:
     try:
         return kind.from_options(options)
     except OptionError as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+        told = [" ".join(str(error).split())]
+        if isinstance(error, UnknownOption):
+            told += (hint for option in error.options if (hint := _whose(name, option, options.get(option, ""))))
+        raise ConfigError("; ".join(told)) from error
     except Exception as error:  # as above
         raise ConfigError(f"policy {name!r} does not start: {_in_one_line(error)}") from error

@@ -151,7 +151,7 @@ def test_file_that_cannot_be_read_names_it(tmp_path: Path) -> None:
     """Missing, a directory, or no text."""
     missing, binary = tmp_path / "none.toml", tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe")
-    for path, reason in ((missing, "No such file"), (tmp_path, "Is a directory"), (binary, "'utf-8' codec")):
+    for path, reason in ((missing, "No such file"), (tmp_path, "Is a directory"), (binary, "not UTF-8 text")):
         with pytest.raises(ConfigError) as raised:
             read_settings(BACKEND, {}, path)
         assert str(raised.value).startswith(f"config file {path}: {reason}")

@@ -76,6 +76,11 @@ REFUSED_BY_THE_PROCESS: dict[str, tuple[tuple[str, ...], str]] = {
         "thunderagent serve: policy 'working-set' has no option 'colour'; it has: dial, growth_reserve, guest_ratio, "
         "turns_per_program",
     ),
+    "option of another policy": (
+        (*SERVE, "--policy-option", "preset=paper"),
+        "thunderagent serve: policy 'working-set' has no option 'preset'; it has: dial, growth_reserve, guest_ratio, "
+        "turns_per_program; 'preset' is an option of policy 'pause-resume'",
+    ),
     "profile folder that cannot be made": (
         (*SERVE, "--profile", "--profile-dir", "/dev/null/profiles"),
         "thunderagent serve: --profile-dir /dev/null/profiles: Not a directory",

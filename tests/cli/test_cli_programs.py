@@ -56,8 +56,18 @@ def test_program_with_a_finished_turn_is_listed_released_and_gone(router: Daemon
     assert idle[-1] == "s"
     assert int(tokens) == json.loads(as_json.stdout)["cli-1"]["footprint_tokens"] > 0
     assert (released.exit_code, released.stdout) == (0, "cli-1: released\n")
-    assert json.loads(again.stdout) == {"program_id": "cli-1", "released": False}
-    assert _run(router.url, "--release", "cli-1").stdout == "cli-1: not known to the router\n"
+    assert (again.exit_code, json.loads(again.stdout)) == (1, {"program_id": "cli-1", "released": False})
+
+
+def test_unknown_program_is_told_and_the_others_are_released(router: Daemon) -> None:
+    """A typo in a script shows; releasing by HTTP stays idempotent."""
+    for name in ("cli-2", "cli-3"):
+        router.chat("hello", program_id=name, max_tokens=4)
+    where = router.url.removeprefix("http://")
+    result = _run(router.url, "--release", "cli-2", "--release", "nope", "--release", "cli-3", "--release", "nix")
+    assert (result.exit_code, result.stdout) == (1, "cli-2: released\ncli-3: released\n")
+    assert result.stderr == f"thunderagent programs: {where} knows no program nope, nix: nothing to release\n"
+    assert _run(router.url).stdout == f"{HEADING}\n"
 
 
 @pytest.mark.parametrize(

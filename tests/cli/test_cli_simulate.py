@@ -47,6 +47,18 @@ def test_policies_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     assert "±" in out
 
 
+def test_counts_are_whole_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one seed all of them, and of several those that are the same in each: here where nobody is in the way."""
+    counts = ("recomputed tokens", "holds", "held at the end", "pauses", "moves")
+    _, crowded, _ = run(capsys, *SMALL, "--sessions", "14")
+    _, alone, _ = run(capsys, *SMALL, "--sessions", "1", "--seeds", "2")
+    for title in counts:
+        assert re.search(rf"^{title} +[0-9,]+$", crowded, flags=re.MULTILINE), title
+    assert re.search(r"^holds +[1-9][0-9,]*$", crowded, flags=re.MULTILINE)
+    assert re.search(r"^pauses +0 ±0$", alone, flags=re.MULTILINE)
+    assert re.search(r"^hold max s +0\.000 ±0\.000$", alone, flags=re.MULTILINE)
+
+
 def test_json_has_every_run(capsys: pytest.CaptureFixture[str]) -> None:
     """On stdout with -, and nothing else there; the same seed gives the same figures."""
     _, out, _ = run(capsys, *SMALL, "--seeds", "2", "--sweep", "sessions=4,8", "--json", "-")

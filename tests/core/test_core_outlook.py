@@ -59,20 +59,32 @@ def test_waits_are_those_of_the_theory() -> None:
     for name in "pqrs":
         driver.arrive(name, 5_000)
     assert of(driver) == Outlook(2.0, 30.0, pytest.approx(300.0), pytest.approx(0.03))
-    assert of(driver).keeps_limit
     driver.close()
 
 
 @pytest.mark.parametrize(
     ("limit_seconds", "ratio", "keeps"),
-    [(100.0, 0.3, False), (20.0, 1.5, False), (300.0, 0.1, True), (0.0, 0.0, True)],
+    [(50.0, 0.2, False), (5.0, 2.0, False), (100.0, 0.1, True), (0.0, 0.0, True)],
 )
 def test_limit_is_kept_for_a_tenth_of_the_engines(limit_seconds: float, ratio: float, keeps: bool) -> None:
-    """The same with other limits: that of 300 s is the wait to be expected, and 0 is none."""
+    """The same on engines that were seen to prefill 1,000 tokens/s, with other limits: that of 100 s is the wait to
+    be expected, and 0 is none."""
     driver = driver_of(Scripted(where_it_fits), 10_000, limit_seconds=limit_seconds)
+    driver.finish(driver.arrive(None, 4_000), 4_000, 0, cached=0, first_token_seconds=4.0)
     for name in "pqrs":
         driver.arrive(name, 5_000)
     assert of(driver).rotation_ratio == pytest.approx(ratio)
+    assert of(driver).keeps_limit is keeps
+    driver.close()
+
+
+@pytest.mark.parametrize(("limit_seconds", "keeps"), [(100.0, None), (1_000.0, None), (0.0, True)])
+def test_limit_is_not_known_to_be_kept_while_the_refill_is_assumed(limit_seconds: float, keeps: bool | None) -> None:
+    """The same programs on engines whose speed nobody has seen: neither a limit that 30 s would have kept nor one
+    that they would not."""
+    driver = driver_of(Scripted(where_it_fits), 10_000, limit_seconds=limit_seconds)
+    for name in "pqrs":
+        driver.arrive(name, 5_000)
     assert of(driver).keeps_limit is keeps
     driver.close()
 
@@ -90,7 +102,7 @@ def test_unknown_capacity_leaves_the_pressure_unknown() -> None:
     driver = driver_of(Scripted(), 10_000, None)
     driver.arrive("p", 4_000)
     assert of(driver) == Outlook(None, ASSUMED_REFILL_SECONDS, None, None)
-    assert of(driver).keeps_limit
+    assert of(driver).keeps_limit is None
     unlimited = SchedulerSettings(max_hold_seconds=0.0)
     assert outlook(driver.cluster, unlimited) == Outlook(None, ASSUMED_REFILL_SECONDS, None, 0.0)
     driver.close()

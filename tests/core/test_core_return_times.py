@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thunderagent.core.events import BackendObserved
+from thunderagent.core.ids import BackendId
 from thunderagent.core.return_times import ReturnTimes
+from thunderagent.core.usage import Prefills
 from thunderagent.policy import BackendView, ClusterView, Policy, TurnView
 from thunderagent.testing.scheduler_driver import SchedulerDriver
 
@@ -148,3 +151,51 @@ def test_refill_is_known_once_a_streamed_prompt_was_computed() -> None:
     driver.finish(driver.arrive("s", 2_000), 2_000, 0, cached=0, first_token_seconds=10.0)
     assert backend.refill_seconds == pytest.approx(5.0 / 0.98)
     driver.close()
+
+
+def observe(driver: SchedulerDriver, requests: int, computed_tokens: int, seconds: float) -> float | None:
+    """What is known of the refill once the backend has counted this between two looks."""
+    name = BackendId("A")
+    driver.send(BackendObserved(name, prefills=Prefills(requests, computed_tokens, seconds)))
+    return driver.backend("A").refill_seconds
+
+
+def test_refill_is_learned_from_counters_where_no_turn_streams() -> None:
+    """The most of late, as of streamed prompts; requests that had little to compute say nothing, nor do 0 seconds."""
+    driver = SchedulerDriver(Keeps())
+    driver.add("A", 10_000)
+    assert observe(driver, 4, 4 * 1_023, 1.0) is None
+    assert observe(driver, 1, 4_000, 0.0) is None
+    assert observe(driver, 4, 8_000, 4.0) == pytest.approx(5.0)
+    assert observe(driver, 1, 2_000, 10.0) == pytest.approx(5.0 / 0.98)
+    assert observe(driver, 2, 8_000, 1.0) == pytest.approx(1.25)
+    driver.close()
+
+
+def test_streamed_prompt_goes_before_the_counters() -> None:
+    """Whatever they said before it and say after it."""
+    driver = SchedulerDriver(Keeps())
+    driver.add("A", 10_000)
+    assert observe(driver, 1, 8_000, 1.0) == pytest.approx(1.25)
+    driver.finish(driver.arrive("p", 4_000), 4_000, 0, cached=0, first_token_seconds=2.0)
+    assert driver.backend("A").refill_seconds == pytest.approx(5.0)
+    assert observe(driver, 1, 8_000, 1.0) == pytest.approx(5.0)
+    driver.close()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "between"),
+    [
+        ((2, 3_000, 1.5), (3, 5_000, 2.0), Prefills(1, 2_000, 0.5)),
+        ((2, 3_000, 1.5), (2, 3_000, 1.5), None),
+        ((2, 3_000, 1.5), (1, 5_000, 2.0), None),
+        ((2, 3_000, 1.5), (3, 2_000, 2.0), None),
+        ((2, 3_000, 1.5), (3, 5_000, 1.0), None),
+    ],
+    ids=["more", "nothing", "fewer requests", "fewer tokens", "less time"],
+)
+def test_counts_between_two_looks(
+    before: tuple[int, int, float], after: tuple[int, int, float], between: Prefills | None
+) -> None:
+    """What fell is another process's."""
+    assert Prefills(*after).since(Prefills(*before)) == between

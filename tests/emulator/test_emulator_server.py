@@ -359,6 +359,8 @@ async def test_metrics_have_recorded_names_and_count(start: Start) -> None:
     )
     assert found[f"vllm:generation_tokens_total{labels}"] == 20
     assert found['vllm:request_success_total{engine="0",finished_reason="length",model_name="tiny"}'] == 2
+    assert found[f"vllm:request_prefill_kv_computed_tokens_sum{labels}"] == prompt * 2 - cached
+    assert found[f"vllm:request_prefill_time_seconds_count{labels}"] == 2
     assert found[f"vllm:num_requests_running{labels}"] == found[f"vllm:kv_cache_usage_perc{labels}"] == 0
     config = next(name for name in found if name.startswith("vllm:cache_config_info"))
     assert 'block_size="16"' in config

@@ -303,7 +303,8 @@ def test_latencies_are_counted_on_the_driver_clock(engine: Engine) -> None:
     engine.end_step(104.5)
     counters = engine.counters
     assert (counters.first_token_seconds.sum, counters.between_tokens_seconds.sum) == (3.0, 1.5)
-    assert (counters.queue_seconds.sum, counters.request_seconds.sum) == (1.0, 4.5)
+    assert (counters.queue_seconds.sum, counters.prefill_seconds.sum) == (1.0, 2.0)
+    assert counters.request_seconds.sum == 4.5
 
 
 ACTIONS = st.lists(

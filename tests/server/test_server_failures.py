@@ -11,6 +11,8 @@ import pytest
 from router_harness import CHAT, Stack, chat, until
 from structlog.testing import capture_logs
 
+from thunderagent.core.ids import BackendId
+from thunderagent.server.state import STATE
 from thunderagent.testing.fake_backend import CHAT_ANSWER, STREAM_HEAD, Exchange, chunked
 
 APIS = {
@@ -103,6 +105,42 @@ async def test_all_backends_down_holds_the_turn_until_one_is_back(stack: Stack) 
     await engine.start()
     assert [(await turn)[0] for turn in turns] == [200] * 3
     assert (await router.get("/readyz"))[0] == 200
+
+
+async def test_backend_that_never_answered_makes_no_router_ready(stack: Stack) -> None:
+    """One failed look does not make it failed, so that turns may go there; but nobody has seen it work."""
+    fake = await stack.fake()
+    await fake.kill()
+    router = await stack.router(fake, metrics_interval_seconds=60.0)
+    assert router.gateway.scheduler.cluster.backends
+    assert await router.get("/readyz") == (503, {"status": "no backend takes turns"})
+    await fake.start()
+    for entry in router.app[STATE].pool.watched.values():
+        entry.look_now.set()
+    await until(lambda: all(entry.observed_at for entry in router.app[STATE].pool.watched.values()))
+    assert await router.get("/readyz") == (200, {"status": "ok"})
+
+
+async def test_one_backend_of_two_that_answers_makes_the_router_ready(stack: Stack) -> None:
+    """The first look at the other one failed."""
+    gone = await stack.fake()
+    await gone.kill()
+    router = await stack.router(gone, await stack.fake(), metrics_interval_seconds=60.0)
+    assert await router.get("/readyz") == (200, {"status": "ok"})
+
+
+async def test_router_is_not_ready_before_each_backend_was_looked_at(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the look at one takes longer than the start waits; one that is removed then is waited for no more."""
+    monkeypatch.setattr("thunderagent.server.app._FIRST_LOOK_SECONDS", 0.05)
+    slow = await stack.fake(pages={"/health": None})
+    router = await stack.router(await stack.fake(), slow)
+    pool = router.app[STATE].pool
+    await until(lambda: any(entry.observed_at for entry in pool.watched.values()))
+    assert await router.get("/readyz") == (503, {"status": "backends are not looked at yet"})
+    pool.remove(pool.watched[BackendId(slow.url)])
+    assert await router.get("/readyz") == (200, {"status": "ok"})
 
 
 async def test_all_backends_down_is_a_503_at_the_hold_limit(stack: Stack) -> None:

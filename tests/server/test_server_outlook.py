@@ -12,11 +12,15 @@ from policies.pause_resume import PauseResume
 from thunderagent.clock import VirtualClock
 from thunderagent.core.events import BackendFailed, BackendRecovered
 from thunderagent.core.ids import BackendId, TurnId
+from thunderagent.core.policy import ROTATION_RATIO
 from thunderagent.core.settings import OnHoldLimit, SchedulerSettings
+from thunderagent.core.usage import Prefills
 from thunderagent.gateway import Gateway
 from thunderagent.server import hold_watch
 from thunderagent.server.hold_watch import HoldLimitWatch
+from thunderagent.server.state import STATE
 from thunderagent.telemetry.metrics import Metrics
+from thunderagent.testing.fake_backend import json_answer
 from thunderagent.testing.scheduler_driver import SchedulerDriver
 
 
@@ -33,8 +37,25 @@ async def pressed_router(stack: Stack, limit_seconds: float) -> tuple[Router, An
     return router, turn
 
 
+def counted(router: Router) -> Prefills:
+    """What its only backend had counted at the last look."""
+    (entry,) = router.app[STATE].pool.watched.values()
+    assert entry.prefills is not None
+    return entry.prefills
+
+
+def page_of(requests: int, computed_tokens: int, seconds: float) -> bytes:
+    """A metrics page of vLLM that tells nothing else."""
+    return json_answer(
+        f"vllm:request_prefill_time_seconds_count {requests}\n"
+        f"vllm:request_prefill_time_seconds_sum {seconds}\n"
+        f"vllm:request_prefill_kv_computed_tokens_sum {computed_tokens}\n".encode()
+    )
+
+
 async def test_health_and_metrics_show_the_outlook(stack: Stack) -> None:
-    """Two programs on room for one and a fifth; the gauges say the same as /health, which rounds."""
+    """Two programs on room for one and a fifth; the gauges say the same as /health. Whether the limit can
+    be kept is not known, since nothing has told yet how fast the engine is."""
     router, turn = await pressed_router(stack, 60.0)
     shown = (await router.get("/health"))[1]["outlook"]
     pressure = shown["pressure"]
@@ -45,14 +66,13 @@ async def test_health_and_metrics_show_the_outlook(stack: Stack) -> None:
         "hold_seconds": pytest.approx((pressure - 1) * 300, abs=0.2),
         "rotation_ratio": pytest.approx((pressure - 1) * 30 / 60, abs=0.001),
         "max_hold_seconds": 60.0,
-        "keeps_limit": False,
+        "keeps_limit": None,
         "is_refill_known": False,
     }
-    assert await router.metric("thunderagent_pressure") == pytest.approx(pressure, abs=0.001)
-    found = await router.metric("thunderagent_expected_hold_seconds")
-    assert found == pytest.approx(shown["hold_seconds"], abs=0.001)
-    found = await router.metric("thunderagent_hold_limit_rotation_ratio")
-    assert found == pytest.approx(shown["rotation_ratio"], abs=0.001)
+    assert shown["is_refill_known"] is False, "a number for a boolean"
+    assert await router.metric("thunderagent_pressure") == pressure
+    assert await router.metric("thunderagent_expected_hold_seconds") == shown["hold_seconds"]
+    assert await router.metric("thunderagent_hold_limit_rotation_ratio") == shown["rotation_ratio"]
     await router.release("a")
     await turn
     shown = (await router.get("/health"))[1]["outlook"]
@@ -64,11 +84,46 @@ async def test_outlook_is_null_where_a_capacity_is_unknown(stack: Stack) -> None
     router = await stack.router(await stack.fake())
     shown = (await router.get("/health"))[1]["outlook"]
     assert [shown[name] for name in ("pressure", "hold_seconds", "rotation_ratio")] == [None, None, None]
-    assert shown["keeps_limit"] is True
+    assert shown["keeps_limit"] is None
     async with router.session.get(router.url + "/metrics") as answer:
         page = await answer.text()
     assert "# TYPE thunderagent_pressure gauge" in page
     assert "\nthunderagent_pressure " not in page
+
+
+async def test_refill_is_learned_from_an_engine_whose_clients_do_not_stream(stack: Stack) -> None:
+    """Its counters tell what it computed and how long that took; a turn with little to compute teaches nothing."""
+    engine = await stack.engine()
+    router = await stack.router(engine)
+    await router.chat(words(100), "small")
+    await until(lambda: counted(router).requests == 1)
+    small = counted(router)
+    assert (await router.get("/health"))[1]["outlook"]["is_refill_known"] is False
+    await router.chat(words(3000), "large")
+    await until(lambda: counted(router).requests == 2)
+    shown = (await router.get("/health"))[1]["outlook"]
+    large = counted(router).since(small)
+    assert large is not None
+    assert 2_900 < large.computed_tokens < 3_100
+    assert shown["is_refill_known"] is True
+    assert shown["refill_seconds"] == pytest.approx(8192 * large.seconds / large.computed_tokens, abs=0.001)
+
+
+async def test_counts_of_a_backend_that_failed_a_look_are_begun_anew(stack: Stack) -> None:
+    """Whether they are those of the same process is not known."""
+    fake = await stack.fake(pages={"/metrics": page_of(1, 2_000, 1.0)})
+    router = await stack.router(fake, capacity_tokens=10_000)
+    (backend,) = router.gateway.scheduler.cluster.backends
+    (entry,) = router.app[STATE].pool.watched.values()
+    fake.is_healthy = False
+    await until(lambda: entry.prefills is None)
+    fake.pages = {"/metrics": page_of(2, 6_000, 2.0)}
+    fake.is_healthy = True
+    await until(lambda: entry.prefills == Prefills(2, 6_000, 2.0))
+    assert backend.refill_seconds is None
+    fake.pages = {"/metrics": page_of(3, 8_000, 3.0)}
+    await until(lambda: entry.prefills == Prefills(3, 8_000, 3.0))
+    assert backend.refill_seconds == 5.0
 
 
 async def test_daemon_says_when_its_limit_cannot_be_kept(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,10 +194,18 @@ def test_warning_says_what_is_given_instead_and_what_helps() -> None:
         "instead": "turns at the limit get the next room, in the order in which they reached it; prefilling again "
         "who made room takes about 90 % of the engines",
         "remedy": "2 more replicas, 67 % fewer agents at once, or --max-hold-seconds 900; these take 30 s for the "
-        "time to fill a cache with prompts, since no streamed answer has told yet how fast the engines are",
+        "time to fill a cache with prompts, since neither a streamed answer nor their counters have told yet how "
+        "fast the engines are",
         "refill_seconds": 30.0,
         "is_refill_known": False,
     }
+
+
+def dear(watched: Watched) -> bool:
+    """Whether the limit takes more of the engines than rotation may cost."""
+    ratio = watched.watch.gateway.outlook().rotation_ratio
+    assert ratio is not None
+    return ratio > ROTATION_RATIO
 
 
 @pytest.mark.parametrize("helps", ["replicas", "agents", "limit"])
@@ -151,16 +214,16 @@ def test_each_remedy_has_the_limit_kept(helps: str) -> None:
     watched = Watched()
     if helps == "replicas":
         watched.driver.add("B", 1_000)
-        assert not watched.watch.gateway.outlook().keeps_limit
+        assert dear(watched)
         watched.driver.add("C", 1_000)
     elif helps == "agents":
         watched.leave(5)
-        assert not watched.watch.gateway.outlook().keeps_limit
+        assert dear(watched)
         watched.leave(1)
     else:
-        assert not Watched(899.0).watch.gateway.outlook().keeps_limit
+        assert dear(Watched(899.0))
         watched = Watched(900.0)
-    assert watched.watch.gateway.outlook().keeps_limit
+    assert not dear(watched)
 
 
 @pytest.mark.parametrize(

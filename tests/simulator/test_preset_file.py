@@ -57,10 +57,11 @@ def test_file_that_is_no_preset(tmp_path: Path, changes: dict[str, Any], reason:
 
 
 def test_file_that_is_no_json(tmp_path: Path) -> None:
-    """Or not there."""
-    path = tmp_path / "preset.json"
+    """Or no text, or not there."""
+    path, binary = tmp_path / "preset.json", tmp_path / "binary.json"
     path.write_text("{")
-    for where in (path, tmp_path / "none.json"):
+    binary.write_bytes(b'{"\xff\xfe": 1}')
+    for where in (path, binary, tmp_path / "none.json"):
         with pytest.raises(PresetError, match=where.name):
             read_preset(where)
     with pytest.raises(PresetError, match="none"):

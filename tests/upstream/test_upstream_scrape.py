@@ -8,6 +8,7 @@ import time
 import pytest
 from upstream_wire import RawBackend, recorded
 
+from thunderagent.core.usage import Prefills
 from thunderagent.testing.fake_backend import Exchange, json_answer
 from thunderagent.upstream.client import BackendClient
 from thunderagent.upstream.reading import BackendObservation, MetricsUnreadable
@@ -25,6 +26,7 @@ UNDER_LOAD = BackendObservation(
     prefix_cache_hits=1536,
     prompt_tokens=4235,
     computed_prompt_tokens=2699,
+    prefills=Prefills(27, 809, 0.2899081619998469),
     generation_tokens=1624,
     preemptions=0,
     completed_requests=27,
@@ -42,6 +44,15 @@ def test_two_engines_are_summed_and_usage_averaged():
     other = page.replace(b'engine="0"', b'engine="1"').replace(b"0.3515625", b"0.25")
     both = read_metrics(page + other)
     assert (both.capacity_tokens, both.running, both.kv_usage_ratio) == (16384, 12, 0.30078125)
+    assert both.prefills == Prefills(54, 1618, 2 * 0.2899081619998469)
+
+
+@pytest.mark.parametrize("missing", ["time_seconds_count", "time_seconds_sum", "kv_computed_tokens_sum"])
+def test_prefills_are_unknown_unless_all_of_them_is_told(missing):
+    """Versions of vLLM that count the seconds only say nothing of the rate."""
+    page = recorded("get_metrics_load").replace(f"vllm:request_prefill_{missing}".encode(), b"vllm:another")
+    found = read_metrics(page)
+    assert (found.prefills, found.running) == (None, 6)
 
 
 def test_unknown_blocks_give_no_capacity():

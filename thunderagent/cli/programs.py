@@ -1,4 +1,4 @@
-"""``thunderagent programs``: ask a running router about its programs, or release one."""
+"""``thunderagent programs``: ask a running router about its programs, or release some."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -25,21 +26,22 @@ _TIMEOUT_SECONDS = 10.0
     help="Where the router is.",
 )
 @click.option("--token", default=None, envvar="THUNDERAGENT_API_TOKEN", help="Token of the router.")
-@click.option("--release", "released", metavar="ID", help="Release this program instead of listing.")
+@click.option("--release", "released", multiple=True, metavar="ID", help="Release it instead; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def programs(url: str, token: str | None, released: str | None, as_json: bool) -> None:
-    """List the programs that a running router tracks, or release one of them.
+def programs(url: str, token: str | None, released: tuple[str, ...], as_json: bool) -> None:
+    """List the programs that a running router tracks, or release some of them.
 
     Status: new (never had a place), admitted, yielding (leaves at its turn's end), paused (lost its place). Activity:
     reasoning (a turn runs), waiting (a turn is held, for WAITS), acting (no turn here, for IDLE: tools run, or
     its client has left).
+
+    One to be released that the router does not know gives status 1, after the others were released.
     """
     base = url.rstrip("/")
     if urllib.parse.urlsplit(base).scheme not in ("http", "https"):
         raise click.BadParameter(f"must begin with http:// or https://, got {url!r}", param_hint="--url")
-    if released is not None:
-        answer = _call(f"{base}/programs/release", token, {"program_id": released})
-        click.echo(json.dumps(answer) if as_json else f"{released}: {_word(answer)}")
+    if released:
+        _release(base, token, released, as_json)
         return
     answer = _call(f"{base}/programs", token)
     if as_json:
@@ -53,6 +55,22 @@ def programs(url: str, token: str | None, released: str | None, as_json: bool) -
     click.echo(f"{'program':<44} {'status':<10} {'activity':<10} {counts}  backend")
     for line in lines:
         click.echo(line)
+
+
+def _release(base: str, token: str | None, names: Sequence[str], as_json: bool) -> None:
+    """Release them one by one; ends the process with status 1 where one was not known."""
+    unknown = []
+    for name in names:
+        answer = _call(f"{base}/programs/release", token, {"program_id": name})
+        is_known = bool(answer.get("released"))
+        if not is_known:
+            unknown.append(name)
+        if as_json:
+            click.echo(json.dumps(answer))
+        elif is_known:
+            click.echo(f"{name}: released")
+    if unknown:
+        raise _failure(base, f"knows no program {', '.join(unknown)}: nothing to release")
 
 
 def _line(name: str, program: dict[str, Any]) -> str:
@@ -69,10 +87,6 @@ def _activity(program: dict[str, Any]) -> str:
 
 def _seconds(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds:.0f} s"
-
-
-def _word(answer: dict[str, Any]) -> str:
-    return "released" if answer.get("released") else "not known to the router"
 
 
 def _call(url: str, token: str | None, body: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -278,9 +278,13 @@ def _table(results: dict[Task, Figures], scenario: Scenario, arms: Sequence[Arm]
 
 
 def _cell(shown: Shown, runs: Sequence[Figures]) -> str:
-    """The estimate; - where a run has no such figure."""
+    """The estimate; - where a run has no such figure. What is counted and the same in each run is a whole number."""
     values = shown.values(runs)
-    return str(estimate(values)) if len(values) == len(runs) else "-"
+    if len(values) != len(runs):
+        return "-"
+    if all(isinstance(value, int) for value in values) and len(set(values)) == 1:
+        return f"{values[0]:,}" + (" ±0" if len(values) > 1 else "")
+    return str(estimate(values))
 
 
 def _heading(scenario: Scenario, seeds: int) -> str:

@@ -10,6 +10,7 @@ from attrs import define, field
 
 from thunderagent.core.decay import DecayedTokens
 from thunderagent.core.ids import BackendId, PrefixKey, ProgramId, TurnId
+from thunderagent.core.policy import ASSUMED_REFILL_SECONDS
 from thunderagent.core.program import Branch, Program, Standing
 from thunderagent.core.residency import Residency
 from thunderagent.core.sizes import NO_SIZES
@@ -124,7 +125,9 @@ class Backend:
     accounted_tokens: int = 0
     """All that its turns and placed programs need resident, shared prefixes counted once."""
     prefill_rate: float = 0.0
-    """Prompt tokens per second that it was seen to compute, the most of late; 0: not seen."""
+    """Prompt tokens per second that it was seen to compute, the most of late; 0: no streamed turn has told."""
+    counted_prefill_rate: float = 0.0
+    """The same by its own counters, for where no turn of it streams; 0: they have not told."""
     guest_tokens: int = 0
     """Of turns whose program has its place elsewhere or none: one-off turns, turns from before a move."""
     prefixes: dict[PrefixKey, HeldPrefix] = field(factory=dict)
@@ -231,9 +234,13 @@ class Backend:
     @property
     def refill_seconds(self) -> float | None:
         """How long it takes to fill the whole cache with prompts; None while that is unknown."""
-        if self.capacity_tokens is None or not self.prefill_rate:
-            return None
-        return self.capacity_tokens / self.prefill_rate
+        rate = self.prefill_rate or self.counted_prefill_rate
+        return None if self.capacity_tokens is None or not rate else self.capacity_tokens / rate
+
+    @property
+    def expected_refill_seconds(self) -> float:
+        """``refill_seconds``, or what is taken for it while that is unknown."""
+        return self.refill_seconds or ASSUMED_REFILL_SECONDS
 
     def serves(self, model: str | None) -> bool:
         """Whether it can be asked for the model; an unnamed model and unknown models always can."""

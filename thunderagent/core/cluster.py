@@ -13,7 +13,6 @@ from thunderagent.core.backend import Backend
 from thunderagent.core.demand import Demand
 from thunderagent.core.ids import BackendId, ProgramId, TurnId
 from thunderagent.core.ledger import Ledger
-from thunderagent.core.policy import ASSUMED_REFILL_SECONDS
 from thunderagent.core.program import Program
 from thunderagent.core.queue import Queue, Waiter
 from thunderagent.core.return_times import ReturnTimes
@@ -143,7 +142,7 @@ class Cluster:
 
     def keep_seconds(self, backend: Backend) -> float:
         """How long what an idle conversation left on the backend is worth its room there."""
-        return self.return_times.keep_seconds(backend.refill_seconds or ASSUMED_REFILL_SECONDS)
+        return self.return_times.keep_seconds(backend.expected_refill_seconds)
 
     def fits(self, turn: Turn, backend: Backend, headroom_tokens: int = 0) -> bool:
         """Whether the turn and ``headroom_tokens`` fit into the backend's free tokens.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from thunderagent.core.ids import BackendId, BranchId, PrefixKey, ProgramId, TurnId
-from thunderagent.core.usage import Outcome, Usage
+from thunderagent.core.usage import Outcome, Prefills, Usage
 
 __all__ = [
     "BackendAdded",
@@ -114,6 +114,7 @@ class BackendObserved:
     """What a backend said of itself. None means that it did not say, and changes nothing known before.
 
     ``kv_usage_ratio`` (0-1) counts running requests only in vLLM: a check on the accounts, not their source.
+    ``prefills`` are those of requests that ended since it was looked at before.
     """
 
     backend: BackendId
@@ -122,6 +123,7 @@ class BackendObserved:
     kv_usage_ratio: float | None = None
     requests_running: int | None = None
     requests_waiting: int | None = None
+    prefills: Prefills | None = None
 
 
 @frozen

@@ -8,15 +8,22 @@ from thunderagent.core.commands import PrefixLost
 from thunderagent.core.program import Branch
 from thunderagent.core.tool_times import ToolTimes, bucket_of
 from thunderagent.core.turn import Turn
-from thunderagent.core.usage import Usage
+from thunderagent.core.usage import Prefills, Usage
 
-__all__ = ["LOST_RATIO", "learn_absence", "learn_cache", "learn_prefill", "learn_tool_time"]
+__all__ = [
+    "LOST_RATIO",
+    "learn_absence",
+    "learn_cache",
+    "learn_counted_prefills",
+    "learn_prefill",
+    "learn_tool_time",
+]
 
 _LEAST_TOKENS = 1_024
 """Prompts of which less was computed say little about the rate."""
 
 _FORGETTING = 0.98
-"""What a former rate still counts when another prompt was computed."""
+"""What a former rate still counts when another prompt, or those between two looks, were computed."""
 
 LOST_RATIO = 0.5
 """A prefix of which less than this share came back from the cache counts as lost."""
@@ -52,7 +59,22 @@ def learn_prefill(backend: Backend, computed_tokens: int, seconds: float) -> Non
     What else the engine did then makes it look slower than it is, so the most counts, and is forgotten slowly.
     """
     if computed_tokens >= _LEAST_TOKENS and seconds > 0.0:
-        backend.prefill_rate = max(computed_tokens / seconds, _FORGETTING * backend.prefill_rate)
+        backend.prefill_rate = _most(backend.prefill_rate, computed_tokens / seconds)
+
+
+def learn_counted_prefills(backend: Backend, prefills: Prefills) -> None:
+    """The same of what the engine itself counted between two looks, for clients that do not stream.
+
+    It is the mean of all prompts that it tells of, so these must be large enough together.
+    """
+    if prefills.computed_tokens >= _LEAST_TOKENS * prefills.requests and prefills.seconds > 0.0:
+        rate = prefills.computed_tokens / prefills.seconds
+        backend.counted_prefill_rate = _most(backend.counted_prefill_rate, rate)
+
+
+def _most(former_rate: float, rate: float) -> float:
+    """The most of late."""
+    return max(rate, _FORGETTING * former_rate)
 
 
 def learn_cache(turn: Turn, backend: Backend, usage: Usage | None) -> PrefixLost | None:

@@ -36,13 +36,17 @@ class Outlook:
     rotation_ratio: float | None
     """What share of the engines it takes to keep ``max_hold_seconds``; above 1 no schedule can. 0 without a limit."""
     is_refill_known: bool = False
-    """Whether the router knows of every backend how fast it prefills, which a streamed answer says; one of which it
-    does not is taken to fill its cache in ``ASSUMED_REFILL_SECONDS``."""
+    """Whether the router knows of every backend how fast it prefills, which a streamed answer or its counters say;
+    one of which it does not is taken to fill its cache in ``ASSUMED_REFILL_SECONDS``."""
 
     @property
-    def keeps_limit(self) -> bool:
-        """Whether the hold limit can be kept at the price that rotation may have, as far as is known."""
-        return self.rotation_ratio is None or self.rotation_ratio <= ROTATION_RATIO
+    def keeps_limit(self) -> bool | None:
+        """Whether the hold limit can be kept at the price that rotation may have. None: not known, since a capacity
+        is not, or since there are waits and what they cost is assumed. Where there are none, and without a limit,
+        there is nothing to be kept, however fast the engines are."""
+        if self.rotation_ratio is None or not (self.is_refill_known or self.rotation_ratio == 0.0):
+            return None
+        return self.rotation_ratio <= ROTATION_RATIO
 
 
 def outlook(cluster: Cluster, settings: SchedulerSettings) -> Outlook:
@@ -51,7 +55,7 @@ def outlook(cluster: Cluster, settings: SchedulerSettings) -> Outlook:
     O(backends + conversations of those who wait), about 3 microseconds each: for now and then, not for each event.
     """
     backends, limit_seconds = cluster.backends, settings.max_hold_seconds
-    weights = [(entry.capacity_tokens or 0, entry.refill_seconds or ASSUMED_REFILL_SECONDS) for entry in backends]
+    weights = [(entry.capacity_tokens or 0, entry.expected_refill_seconds) for entry in backends]
     capacity_tokens = sum(tokens for tokens, _ in weights)
     is_refill_known = bool(backends) and all(entry.refill_seconds for entry in backends)
     refill_seconds = ASSUMED_REFILL_SECONDS

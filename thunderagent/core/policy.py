@@ -30,6 +30,7 @@ __all__ = [
     "ProgramView",
     "ToolTimesView",
     "TurnView",
+    "UnknownOption",
     "WaiterView",
     "roomiest",
 ]
@@ -45,6 +46,15 @@ foreseen by, and what ``working-set`` pays at the interactive end."""
 
 class OptionError(ValueError):
     """A ``--policy-option`` that the policy does not know or cannot use."""
+
+
+class UnknownOption(OptionError):
+    """One that it does not know: ``options`` names those. The start looks for another policy that they may be meant
+    for."""
+
+    def __init__(self, message: str, options: Collection[str] = ()) -> None:
+        super().__init__(message)
+        self.options = tuple(options)
 
 
 class ProgramView(Protocol):
@@ -214,6 +224,10 @@ class BackendView(Protocol):
     @property
     def refill_seconds(self) -> float | None:
         """How long it takes to fill the whole cache with prompts; None while that is unknown."""
+
+    @property
+    def expected_refill_seconds(self) -> float:
+        """``refill_seconds``, or ``ASSUMED_REFILL_SECONDS`` while that is unknown."""
 
     @property
     def kv_usage_ratio(self) -> float | None:
@@ -426,10 +440,12 @@ class Policy(ABC):
         """Build the policy from ``--policy-option key=value``.
 
         Raises:
-            OptionError: an unknown option or an unusable value, in words for the user.
+            OptionError: an unknown option (``UnknownOption`` tells it apart) or an unusable value, in words for the
+                user.
         """
         if options:
-            raise OptionError(f"policy {cls.name!r} takes no options, got {', '.join(sorted(options))}")
+            message = f"policy {cls.name!r} takes no options, got {', '.join(sorted(options))}"
+            raise UnknownOption(message, sorted(options))
         return cls()
 
     @abstractmethod

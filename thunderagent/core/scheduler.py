@@ -28,7 +28,7 @@ from thunderagent.core.estimate import is_credible
 from thunderagent.core.events import Event
 from thunderagent.core.hold_limit import Reservations, roomiest_for
 from thunderagent.core.journal import Journal
-from thunderagent.core.learning import learn_cache, learn_prefill, learn_tool_time
+from thunderagent.core.learning import learn_cache, learn_counted_prefills, learn_prefill, learn_tool_time
 from thunderagent.core.legality import illegality
 from thunderagent.core.placement import Placement
 from thunderagent.core.policy import Policy
@@ -322,6 +322,8 @@ class Scheduler:
                 setattr(backend, name, getattr(event, name))
         if event.kv_usage_ratio is not None:
             backend.observed_running_tokens = backend.running_tokens
+        if event.prefills is not None:
+            learn_counted_prefills(backend, event.prefills)
         if before == (backend.models, backend.capacity_tokens):
             return None
         if before[0] != backend.models:

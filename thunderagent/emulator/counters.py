@@ -60,9 +60,11 @@ class EngineCounters:
     success: dict[str, int] = attrs.field(factory=lambda: dict.fromkeys(_FINISH_REASONS, 0))
     first_token_seconds: Histogram = attrs.field(factory=partial(Histogram, _FIRST_TOKEN_SECONDS))
     between_tokens_seconds: Histogram = attrs.field(factory=partial(Histogram, _BETWEEN_TOKENS_SECONDS))
+    prefill_seconds: Histogram = attrs.field(factory=partial(Histogram, _REQUEST_SECONDS))
     queue_seconds: Histogram = attrs.field(factory=partial(Histogram, _REQUEST_SECONDS))
     request_seconds: Histogram = attrs.field(factory=partial(Histogram, _REQUEST_SECONDS))
     request_prompt_tokens: Histogram = attrs.field(factory=partial(Histogram, _REQUEST_TOKENS))
+    request_computed_tokens: Histogram = attrs.field(factory=partial(Histogram, _REQUEST_TOKENS))
     request_generation_tokens: Histogram = attrs.field(factory=partial(Histogram, _REQUEST_TOKENS))
     step_tokens: Histogram = attrs.field(factory=partial(Histogram, _STEP_TOKENS))
 
@@ -83,13 +85,22 @@ class EngineCounters:
         self.between_tokens_seconds.observe(seconds / tokens, tokens)
 
     def finished(
-        self, reason: str, prompt_tokens: int, generated_tokens: int, queued_seconds: float, seconds: float
+        self,
+        reason: str,
+        prompt_tokens: int,
+        cached_tokens: int,
+        generated_tokens: int,
+        queued_seconds: float,
+        prefill_seconds: float,
+        seconds: float,
     ) -> None:
-        """Count a request that ended by itself."""
+        """Count a request that ended by itself; ``prefill_seconds``: from its first step to its first token."""
         self.success[reason] += 1
         self.request_prompt_tokens.observe(prompt_tokens)
+        self.request_computed_tokens.observe(prompt_tokens - cached_tokens)
         self.request_generation_tokens.observe(generated_tokens)
         self.queue_seconds.observe(queued_seconds)
+        self.prefill_seconds.observe(prefill_seconds)
         self.request_seconds.observe(seconds)
 
 
@@ -125,12 +136,14 @@ def _lines(engine: Engine, model: str) -> Iterator[str]:
         yield f'vllm:request_success_total{{engine="0",finished_reason="{reason}",model_name="{model}"}} {value}'
     histograms = {
         "request_prompt_tokens": counters.request_prompt_tokens,
+        "request_prefill_kv_computed_tokens": counters.request_computed_tokens,
         "request_generation_tokens": counters.request_generation_tokens,
         "iteration_tokens_total": counters.step_tokens,
         "time_to_first_token_seconds": counters.first_token_seconds,
         "inter_token_latency_seconds": counters.between_tokens_seconds,
         "e2e_request_latency_seconds": counters.request_seconds,
         "request_queue_time_seconds": counters.queue_seconds,
+        "request_prefill_time_seconds": counters.prefill_seconds,
     }
     for name, histogram in histograms.items():
         yield from _family(name, "histogram", "Seconds are simulated." if "seconds" in name else "Tokens.")

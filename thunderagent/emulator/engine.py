@@ -313,6 +313,7 @@ class Engine:
         request, counters = sequence.request, self.counters
         tokens = sequence.generated_tokens - sequence.told_tokens
         if sequence.told_at is None:
+            sequence.first_told_at = now
             counters.first_token(request.prompt_tokens, sequence.cached_tokens, now - sequence.arrived_at)
         else:
             counters.next_tokens(tokens, now - sequence.told_at)
@@ -322,9 +323,16 @@ class Engine:
             reason = request.finish_reason
             del self._by_id[request.id]
             self._withdraw(sequence)
-            queued = (sequence.started_at or 0.0) - sequence.arrived_at
+            assert sequence.started_at is not None
+            assert sequence.first_told_at is not None
             counters.finished(
-                reason.value, request.prompt_tokens, request.output_tokens, queued, now - sequence.arrived_at
+                reason.value,
+                request.prompt_tokens,
+                sequence.cached_tokens,
+                request.output_tokens,
+                sequence.started_at - sequence.arrived_at,
+                sequence.first_told_at - sequence.started_at,
+                now - sequence.arrived_at,
             )
         return TokenOutput(request.id, tokens, sequence.cached_tokens, reason)
 

@@ -36,7 +36,7 @@ def read_preset(path: Path) -> Preset:
         told = msgspec.json.decode(path.read_bytes())
     except OSError as error:
         raise PresetError(f"{path}: {error.strerror}") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise PresetError(f"{path}: {error}") from None
     if not isinstance(told, dict) or not isinstance(told.get("timing"), dict):
         raise PresetError(f"{path}: a preset is an object with timing, an object, among its fields")

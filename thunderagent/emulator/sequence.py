@@ -48,6 +48,7 @@ class LiveSequence:
     refusal: Refusal | None = None
     """Why it did not fit when it was last looked at; None: look again."""
     started_at: float | None = None
+    first_told_at: float | None = None
     told_at: float | None = None
     """When tokens of it were last put out; None: none were."""
     rank: int = 0

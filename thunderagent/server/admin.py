@@ -230,12 +230,26 @@ async def livez(request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """``GET /readyz``: 200 while turns are taken and a backend is there for them."""
+    """``GET /readyz``: 200 while turns are taken and a backend is there for them that has answered a look.
+
+    Not before each backend of the settings was looked at: until then the one that answers may not be the one that
+    serves a turn's model. Those that are added later change nothing until they have answered.
+    """
     state = state_of(request)
-    has_backend = bool(state.gateway.scheduler.cluster.backends)
-    is_ready = state.is_ready and has_backend and not state.gateway.is_draining
-    why = "ok" if is_ready else "draining" if state.gateway.is_draining else "no backend takes turns"
-    return _json({"status": why}, status=200 if is_ready else 503)
+    why = _unready(state)
+    return _json({"status": why or "ok"}, status=503 if why else 200)
+
+
+def _unready(state: State) -> str | None:
+    """Why turns should not come here; None where they may."""
+    if state.gateway.is_draining:
+        return "draining"
+    if not state.is_started or not all(entry.first_look.is_set() or entry.is_removed for entry in state.configured):
+        return "backends are not looked at yet"
+    watched = (state.pool.watched.get(backend.id) for backend in state.gateway.scheduler.cluster.backends)
+    if not any(entry is not None and entry.observed_at is not None for entry in watched):
+        return "no backend takes turns"
+    return None
 
 
 async def metrics(request: web.Request) -> web.Response:

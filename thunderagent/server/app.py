@@ -77,12 +77,11 @@ async def _writing(app: web.Application) -> AsyncIterator[None]:
 
 async def _watching(app: web.Application) -> AsyncIterator[None]:
     state = app[STATE]
-    for config in state.settings.backends:
-        state.pool.add(config)
+    state.configured = tuple(state.pool.add(config) for config in state.settings.backends)
     await state.pool.wait_first_looks(_FIRST_LOOK_SECONDS)
-    state.is_ready = True
+    state.is_started = True
     yield
-    state.is_ready = False
+    state.is_started = False
     await state.pool.close()
     if state.following is not None:
         state.following.close()

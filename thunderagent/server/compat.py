@@ -85,7 +85,9 @@ def per_backend_json(state: State) -> dict[str, Any]:
 
 def _outlook_json(state: State) -> dict[str, Any]:
     found = state.gateway.outlook()
-    shown = {name: None if value is None else round(value, 3) for name, value in attrs.asdict(found).items()}
+    shown = {
+        name: round(value, 3) if isinstance(value, float) else value for name, value in attrs.asdict(found).items()
+    }
     return {**shown, "max_hold_seconds": state.settings.scheduler.max_hold_seconds, "keeps_limit": found.keeps_limit}
 
 

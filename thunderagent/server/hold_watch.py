@@ -48,12 +48,13 @@ class HoldLimitWatch:
                 _log.exception("hold_limit.look_failed")
 
     def look(self) -> None:
-        """Look once. While nothing is known, what was told last stands."""
+        """Look once. While nothing is known, what was told last stands; an assumed refill, which the line names, does
+        for the warning."""
         found = self.gateway.outlook()
         if found.rotation_ratio is None:
             has_turned = False
         elif self.is_kept:
-            has_turned = not found.keeps_limit
+            has_turned = found.rotation_ratio > ROTATION_RATIO
         else:
             has_turned = found.rotation_ratio <= _CALM_RATIO
         if not has_turned:
@@ -125,6 +126,6 @@ def _remedy(found: Outlook, limit_seconds: float, replicas: int) -> str:
     if found.is_refill_known:
         return told
     return (
-        f"{told}; these take {found.refill_seconds:g} s for the time to fill a cache with prompts, since no streamed "
-        "answer has told yet how fast the engines are"
+        f"{told}; these take {found.refill_seconds:g} s for the time to fill a cache with prompts, since "
+        "neither a streamed answer nor their counters have told yet how fast the engines are"
     )

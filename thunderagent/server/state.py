@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from attrs import define, field
 
-from thunderagent.backends import BackendPool
+from thunderagent.backends import BackendPool, WatchedBackend
 from thunderagent.config import Settings
 from thunderagent.gateway import Gateway
 from thunderagent.telemetry.metrics import Metrics
@@ -23,7 +23,7 @@ __all__ = ["STATE", "State", "state_of"]
 
 @define(eq=False, repr=False)
 class State:
-    """One daemon's parts. ``is_ready``: backends were looked at and turns are taken."""
+    """One daemon's parts. ``is_started``: turns are taken; ``/readyz`` says whether backends are there for them."""
 
     settings: Settings
     gateway: Gateway
@@ -34,7 +34,9 @@ class State:
     """With ``--record``."""
     following: KvFollowing | None = None
     """With ``--kv-events``."""
-    is_ready: bool = False
+    is_started: bool = False
+    configured: tuple[WatchedBackend, ...] = ()
+    """The backends of the settings, as they are watched from the start."""
     unscheduled_count: int = 0
     """Requests under way that are routed but not scheduled."""
     turn_tasks: set[asyncio.Task[Any]] = field(factory=set)

@@ -44,7 +44,14 @@ class _NoHistograms(EngineCounters):
     def next_tokens(self, tokens: int, seconds: float) -> None: ...
 
     def finished(
-        self, reason: str, prompt_tokens: int, generated_tokens: int, queued_seconds: float, seconds: float
+        self,
+        reason: str,
+        prompt_tokens: int,
+        cached_tokens: int,
+        generated_tokens: int,
+        queued_seconds: float,
+        prefill_seconds: float,
+        seconds: float,
     ) -> None: ...
 
 

@@ -220,7 +220,7 @@ class _ClusterCollector(Collector):
             yield from (cached, gaps)
 
     def _outlook(self) -> Iterable[Metric]:
-        """Without a sample where it is not known."""
+        """Rounded as ``/health`` has it; without a sample where it is not known."""
         found = outlook(self._cluster, self._settings)
         for name, text, value in (
             ("thunderagent_pressure", "Tokens needed by who has a place or waits, over capacity.", found.pressure),
@@ -237,5 +237,5 @@ class _ClusterCollector(Collector):
         ):
             gauge = GaugeMetricFamily(name, text)
             if value is not None:
-                gauge.add_metric([], value)
+                gauge.add_metric([], round(value, 3))
             yield gauge

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from attrs import frozen
 
+from thunderagent.core.usage import Prefills
 from thunderagent.upstream.client import FetchedPage, ForwardFailed
 
 __all__ = [
@@ -48,6 +49,7 @@ class BackendObservation:
         used_tokens: the same in tokens, summed.
         prefix_hit_ratio: 0 to 1, mean over engines, of their last prefills; where hits and queries are not counted.
         computed_prompt_tokens: prompt tokens that were prefilled here, not found in a cache.
+        prefills: of the requests that ended, what was computed of their prompts, and how long that took.
         completed_requests: finished by themselves, as far as the type tells that from others.
     """
 
@@ -63,6 +65,7 @@ class BackendObservation:
     prefix_hit_ratio: float | None = None
     prompt_tokens: int | None = None
     computed_prompt_tokens: int | None = None
+    prefills: Prefills | None = None
     generation_tokens: int | None = None
     preemptions: int | None = None
     completed_requests: int | None = None

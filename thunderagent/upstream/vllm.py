@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from prometheus_client.samples import Sample
 
+from thunderagent.core.usage import Prefills
 from thunderagent.upstream.prometheus import Samples, has_lines_of, mean, read_samples, total
 from thunderagent.upstream.reading import BackendObservation, Fetch, Reader, Reading, read_page
 
@@ -22,9 +24,12 @@ _GENERATION = ("vllm:generation_tokens_total",)
 _PREEMPTIONS = ("vllm:num_preemptions_total",)
 _COMPLETED = ("vllm:request_success_total",)
 _CACHE_CONFIG = ("vllm:cache_config_info",)
+_PREFILL_REQUESTS = ("vllm:request_prefill_time_seconds_count",)
+_PREFILL_SECONDS = ("vllm:request_prefill_time_seconds_sum",)
+_PREFILL_TOKENS = ("vllm:request_prefill_kv_computed_tokens_sum",)
 _NAMES = frozenset(
     _RUNNING + _WAITING + _KV_USAGE + _QUERIES + _HITS + _PROMPT + _PROMPT_BY_SOURCE + _GENERATION
-    + _PREEMPTIONS + _COMPLETED + _CACHE_CONFIG
+    + _PREEMPTIONS + _COMPLETED + _CACHE_CONFIG + _PREFILL_REQUESTS + _PREFILL_SECONDS + _PREFILL_TOKENS
 )  # fmt: skip
 
 
@@ -64,12 +69,24 @@ def read_metrics(page: bytes) -> BackendObservation:
         computed_prompt_tokens=total(
             _first(samples, _PROMPT_BY_SOURCE), lambda labels: labels.get("source") == "local_compute"
         ),
+        prefills=_prefills(samples),
         generation_tokens=total(_first(samples, _GENERATION)),
         preemptions=total(_first(samples, _PREEMPTIONS)),
         completed_requests=total(
             _first(samples, _COMPLETED), lambda labels: labels.get("finished_reason") in ("stop", "length")
         ),
     )
+
+
+def _prefills(samples: Samples) -> Prefills | None:
+    """None unless all three are told, which vLLM counts at a request's end, all for the same requests; the tokens of
+    ``prompt_tokens_by_source`` are counted at its first token, and would not go with the seconds."""
+    requests = total(_first(samples, _PREFILL_REQUESTS))
+    tokens = total(_first(samples, _PREFILL_TOKENS))
+    seconds = [sample.value for sample in _first(samples, _PREFILL_SECONDS) if math.isfinite(sample.value)]
+    if requests is None or tokens is None or not seconds:
+        return None
+    return Prefills(requests, tokens, math.fsum(seconds))
 
 
 def _first(samples: Samples, names: Sequence[str]) -> Sequence[Sample]:
