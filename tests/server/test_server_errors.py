@@ -91,7 +91,7 @@ async def test_body_over_the_limit_is_refused(stack: Stack, path: str) -> None:
     assert await router.programs() == {}
 
 
-@pytest.mark.parametrize("body", [b"not gzip", gzip.compress(b'{"a":1}' * 9)[:-20]])
+@pytest.mark.parametrize("body", [b"not gzip", gzip.compress(b'{"a":1}' * 9)[:-20]], ids=["no gzip", "cut off"])
 async def test_damaged_compressed_body_is_refused(stack: Stack, body: bytes) -> None:
     """What cannot be unpacked is the client's mistake, not the router's."""
     router = await stack.router(await stack.fake())
