@@ -22,7 +22,7 @@ from thunderagent.simulator.incidents import Addition, Failure, Incident
 from thunderagent.simulator.scenario import Arm, Scenario, parse_arm, simulate
 from thunderagent.simulator.workloads import WORKLOADS
 
-STEPS = 6
+STEPS = 10
 """Of K/R each, after the incident."""
 _BEFORE_REFILLS = 100
 """K/R that pass before it: programs are of all ages by then."""
