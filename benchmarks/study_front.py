@@ -14,8 +14,14 @@ if TYPE_CHECKING:
 __all__ = ["draw_front"]
 
 _DIAL = ("batch", "balanced", "interactive")
-_OTHERS = {"published": "x", "published, decay": "+", "first-come": "v", "pause-resume": "s", "affinity": "D"}
-"""Arms besides the dial's positions, and their markers."""
+_OTHERS = {
+    "published": ("x", "tab:blue"),
+    "published, decay": ("+", "tab:cyan"),
+    "first-come": ("v", "tab:green"),
+    "pause-resume": ("s", "tab:orange"),
+    "affinity": ("D", "tab:purple"),
+}
+"""Arms besides the dial's positions: their markers and colours."""
 
 
 def draw_front(cells: Sequence[Cell], merit: float) -> Figure:
@@ -48,9 +54,9 @@ def draw_front(cells: Sequence[Cell], merit: float) -> Figure:
 
 
 def _draw_cell(panel: Any, cell: Cell, merit: float) -> None:
-    for name, marker in _OTHERS.items():
+    for name, (marker, color) in _OTHERS.items():
         if name in cell.figures:
-            panel.plot(cell.mean(name, LONGEST_HOLD), cell.ratio(name), marker, markersize=5, label=name)
+            panel.plot(cell.mean(name, LONGEST_HOLD), cell.ratio(name), marker, color=color, markersize=5, label=name)
     dial = [name for name in _DIAL if name in cell.figures]
     holds = [cell.mean(name, LONGEST_HOLD) for name in dial]
     panel.plot(holds, [cell.ratio(name) for name in dial], color="black", linewidth=1)
