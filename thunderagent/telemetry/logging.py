@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+from io import TextIOBase
+from typing import TextIO, cast
 
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
@@ -15,8 +18,10 @@ def configure_logging(level: str, log_format: str) -> None:
     """Set up structlog for this process; only the command line calls it.
 
     ``level`` is a name of the logging module in small letters; ``log_format``: ``auto`` (console on a terminal,
-    else JSON), ``console`` or ``json``. Logs go to stderr; warnings that libraries log take the same form.
+    else JSON), ``console`` or ``json``. Logs go to stderr; warnings that libraries log take the same form. What
+    cannot be written there, since the terminal was closed or the disk is full, is lost, and nothing else.
     """
+    stream = cast(TextIO, _Lossy(sys.stderr))
     is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[structlog.types.Processor] = [
         structlog.processors.add_log_level,
@@ -26,10 +31,10 @@ def configure_logging(level: str, log_format: str) -> None:
     structlog.configure(
         processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.addFilter(_without_quoted_request)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -38,6 +43,22 @@ def configure_logging(level: str, log_format: str) -> None:
         )
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+class _Lossy(TextIOBase):
+    """Writes to a stream as long as that can be written to. Who logs is amid a turn, which must go on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 def _without_quoted_request(record: logging.LogRecord) -> bool:
