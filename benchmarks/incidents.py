@@ -88,10 +88,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     endless = [name for name, workload in WORKLOADS.items() if not workload.ends]
     parser.add_argument("--workload", action="append", choices=endless, help="repeatable")
-    parser.add_argument("--policy", default="working-set", metavar="ARM", help="as of `thunderagent simulate`")
-    parser.add_argument("--replicas", type=int, default=4, help="that there are in the end, 2 at least")
-    parser.add_argument("--pressure", type=float, default=1.6, help="on these")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--policy", default="working-set", metavar="ARM", help="as --compare of `thunderagent simulate`"
+    )
+    parser.add_argument("--replicas", type=int, default=4, help="that there are in the end, 2 at least (default: 4)")
+    parser.add_argument("--pressure", type=float, default=1.6, help="on these (default: 1.6)")
+    parser.add_argument("--seeds", type=int, default=5, help="(default: 5)")
     options = parser.parse_args()
     if options.replicas < 2 or options.seeds < 1:
         parser.error("there must be at least 2 replicas and 1 seed")
@@ -103,6 +105,10 @@ def main() -> int:
         ]
         for load in loads:
             scenarios(load)  # so that what cannot be is told before anything is printed
+        print(
+            f"Simulated: {arm}, {options.replicas} replicas in the end, pressure {options.pressure:g} on these, "
+            f"{options.seeds} seeds; turns per minute to those of the settled state:\n"
+        )
         heads = [
             "workload",
             "replica",

@@ -21,7 +21,7 @@ from attrs import evolve, frozen
 
 from benchmarks.study_cells import Cells
 from benchmarks.study_goals import write_ablation, write_goals
-from benchmarks.study_report import Cell, over_the_bound, write_docs, write_results
+from benchmarks.study_report import Cell, around, over_the_bound, write_docs, write_results
 from thunderagent.emulator.timing import H100_GLM_355B, H100_QWEN3_CODER_30B, PRESETS
 from thunderagent.policy import ROTATION_RATIO
 from thunderagent.simulator.perturbation import parse_perturbation
@@ -182,7 +182,7 @@ FULL = Grid(
     tuple((pressure, release) for release in (1.0, 0.5, 0.0) for pressure in (0.5, 0.8, 1.2, 1.6, 2.4, 4.0)),
     5,
 )
-PARTS = Grid(ABLATION, (1,), ((2.0, 1.0), (2.0, 0.0)), 3, window_seconds=(2400.0, 2400.0))
+PARTS = Grid(ABLATION, (1,), ((2.0, 1.0), (2.0, 0.0)), 3, window_seconds=(2400.0, 2400.0), mark="ablation")
 _FRONT = {name: ARMS[name] for name in ("affinity", "published", "first-come", "batch", "balanced", "interactive")}
 ROBUST = Grid(_FRONT, (1,), ((1.6, 1.0),), 3, perturbed=PERTURBED, mark="perturbed")
 MANY = Grid(_FRONT, (16,), ((1.6, 0.5),), 1, mark="many")
@@ -246,10 +246,19 @@ def main() -> int:
     options = parser.parse_args()
     chosen = next((name for name in GRIDS if getattr(options, name)), None)
     grid = STUDY if chosen is None else GRIDS[chosen]
+    if options.workers is not None and options.workers < 1:
+        parser.error(f"--workers must be at least 1, got {options.workers}")
     if options.workload:
         grid = evolve(grid, workloads=tuple(options.workload))
     began_at = time.perf_counter()
     output = options.output or Path("outputs") / ("study" if chosen is None else f"study-{chosen}")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output {output}: {error.strerror}")
+    for page, mark in ((options.docs, "study"), (options.goals, grid.mark)):
+        if page is not None:
+            around(page, mark)  # what cannot be written is told before it is computed
     cells = list(grid.cells())
     try:
         cells = _run(cells, Cells(output / "cells"), options.workers)

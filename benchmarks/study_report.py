@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Cell",
     "arms_of",
+    "around",
     "markdown",
     "new_figure",
     "over_the_bound",
@@ -143,15 +144,32 @@ def write_between(page: Path, mark: str, text: str) -> None:
     """Put the text between the comments ``MARK: begin`` and ``MARK: end`` of a page.
 
     Raises:
-        SystemExit: the page has no such marks.
+        SystemExit: as ``around``.
     """
-    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
-    former = page.read_text(encoding="utf-8")
-    if former.count(begin) != 1 or former.count(end) != 1:
-        raise SystemExit(f"{page}: there must be one line {begin} and one {end}")
-    before, _, rest = former.partition(begin)
-    after = rest.partition(end)[2]
+    before, after = around(page, mark)
+    begin, end = _marks(mark)
     page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}", encoding="utf-8")
+
+
+def around(page: Path, mark: str) -> tuple[str, str]:
+    """What stands before and behind the marks of a page.
+
+    Raises:
+        SystemExit: the page cannot be read, or has no such marks.
+    """
+    begin, end = _marks(mark)
+    try:
+        text = page.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"{page}: cannot be read: {error}") from error
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise SystemExit(f"{page}: there must be one line {begin} and one {end}")
+    before, _, rest = text.partition(begin)
+    return before, rest.partition(end)[2]
+
+
+def _marks(mark: str) -> tuple[str, str]:
+    return f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
 
 
 # Tables

@@ -113,6 +113,33 @@ def test_page_gets_tables_between_its_marks(tmp_path: Path) -> None:
         write_docs(tmp_path / "bare.md", tmp_path, TINY.arms, cells)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--docs", "none.md"), "none.md: cannot be read"),
+        (("--goals", "bare.md"), "bare.md: there must be one line <!-- goals: begin -->"),
+        (("--output", "bare.md"), "--output bare.md: File exists"),
+        (("--workers", "0"), "--workers must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_anything_is_computed(
+    arguments: tuple[str, ...],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In a line, and no picture is left."""
+    monkeypatch.chdir(tmp_path)
+    Path("bare.md").write_text("nothing")
+    monkeypatch.setattr(study, "_run", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr("sys.argv", ["study", "--smoke", *arguments])
+    with pytest.raises(SystemExit) as raised:
+        study.main()
+    assert reason in f"{raised.value}\n{capsys.readouterr().err}"
+    assert not list(tmp_path.rglob("*.svg"))
+
+
 def test_every_arm_of_both_studies_can_be_made() -> None:
     """And each studies clients that release and clients that do not, with and without pressure."""
     for grid in (study.STUDY, study.FULL):
