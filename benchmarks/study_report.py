@@ -103,7 +103,8 @@ def over_the_bound(cells: Sequence[Cell]) -> list[str]:
 
 
 def write_results(folder: Path, cells: Sequence[Cell]) -> None:
-    """``tables.md``, ``results.jsonl`` with all figures, and a picture per number of replicas."""
+    """``tables.md``, ``results.jsonl`` with all figures, and a picture per number of replicas, of clients that
+    release."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tables.md").write_text(_tables(cells), encoding="utf-8")
     with (folder / "results.jsonl").open("w", encoding="utf-8") as lines:
@@ -122,7 +123,7 @@ def write_results(folder: Path, cells: Sequence[Cell]) -> None:
                         **figures.as_dict(),
                     }
                     lines.write(json.dumps(line) + "\n")
-    for replicas in sorted({cell.replicas for cell in cells}):
+    for replicas in _drawn(cells):
         save(_draw(cells, replicas), folder / _picture(replicas))
 
 
@@ -132,7 +133,7 @@ def write_docs(page: Path, folder: Path, arms: Mapping[str, str], cells: Sequenc
     images = page.parent / "images"
     images.mkdir(exist_ok=True)
     pictures = []
-    for replicas in sorted({cell.replicas for cell in cells}):
+    for replicas in _drawn(cells):
         name = _picture(replicas)
         (images / name).write_bytes((folder / name).read_bytes())
         pictures.append(f"![Policies on {_engines(replicas)}](images/{name})\n")
@@ -257,6 +258,11 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 # Pictures
+
+
+def _drawn(cells: Sequence[Cell]) -> list[int]:
+    """The numbers of replicas of which there is a picture."""
+    return sorted({cell.replicas for cell in cells if cell.release_ratio == 1.0})
 
 
 def _picture(replicas: int) -> str:

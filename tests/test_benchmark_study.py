@@ -73,6 +73,13 @@ def test_tables_and_lines_say_what_runs_gave(tmp_path: Path) -> None:
     assert (tmp_path / "study-1.svg").read_text().count("<svg") == 1
 
 
+def test_no_picture_is_drawn_where_no_cell_is_of_clients_that_release(tmp_path: Path) -> None:
+    """Tables and lines are written all the same."""
+    cells = [cell for cell in run(tmp_path / "cells") if cell.release_ratio == 0.0]
+    write_results(tmp_path, cells)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells", "results.jsonl", "tables.md"]
+
+
 def test_runs_over_the_bound_are_found(tmp_path: Path) -> None:
     """Named with arm and seed."""
     cells = run(tmp_path)
