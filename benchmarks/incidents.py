@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
 
 from attrs import evolve
 
+from benchmarks.study_report import markdown, markdown_row
 from thunderagent.errors import ConfigError
 from thunderagent.simulator.incidents import Addition, Failure, Incident
 from thunderagent.simulator.scenario import Arm, Scenario, parse_arm, simulate
@@ -70,17 +70,17 @@ def rows(settled: Scenario, arm: Arm, seeds: int) -> list[str]:
     whole = found.pop("settled")
     base = math.fsum(whole) / len(whole)
     return [
-        _row([settled.workload, name, f"{step_seconds:.0f} s", f"{base:.1f}", *_ratios(steps, base)])
+        markdown_row(
+            [
+                settled.workload,
+                name,
+                f"{step_seconds:.0f} s",
+                f"{base:.1f}",
+                *(f"{value / base:.2f}" for value in steps),
+            ]
+        )
         for name, steps in found.items()
     ]
-
-
-def _ratios(steps: Sequence[float], base: float) -> list[str]:
-    return [f"{value / base:.2f}" for value in steps]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def main() -> int:
@@ -116,7 +116,7 @@ def main() -> int:
             "turns/min settled",
             *(f"{step}-{step + 1} K/R" for step in range(STEPS)),
         ]
-        print(f"{_row(heads)}\n{_row(['---'] * len(heads))}")
+        print("\n".join(markdown(heads, [])))
         for load in loads:
             for row in rows(load, arm, options.seeds):
                 print(row, flush=True)

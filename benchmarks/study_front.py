@@ -11,9 +11,10 @@ from thunderagent.simulator.shown import LONGEST_HOLD
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_front"]
+__all__ = ["DIAL", "draw_front"]
 
-_DIAL = ("batch", "balanced", "interactive")
+DIAL = ("batch", "balanced", "interactive")
+"""The arms that are positions of the dial."""
 _OTHERS = {
     "published": ("x", "tab:blue"),
     "published, decay": ("+", "tab:cyan"),
@@ -31,12 +32,11 @@ def draw_front(cells: Sequence[Cell], merit: float) -> Figure:
     (pressure - 1) times the time to fill the cache with prompts.
     """
     workloads = list(dict.fromkeys(cell.workload for cell in cells))
-    loads = sorted({(cell.replicas, cell.pressure, -cell.release_ratio) for cell in cells})
+    loads = sorted(set(map(_load, cells)))
     figure = new_figure(2.6 * len(workloads), 2.2 * len(loads) + 0.6)
     panels = figure.subplots(len(loads), len(workloads), squeeze=False, sharey=True)
     for cell in cells:
-        row = loads.index((cell.replicas, cell.pressure, -cell.release_ratio))
-        panel = panels[row][workloads.index(cell.workload)]
+        panel = panels[loads.index(_load(cell))][workloads.index(cell.workload)]
         panel.set_title(f"{cell.workload}\n{cell.load}", fontsize=6)
         panel.grid(alpha=0.3)
         panel.tick_params(labelsize=7)
@@ -53,14 +53,19 @@ def draw_front(cells: Sequence[Cell], merit: float) -> Figure:
     return figure
 
 
+def _load(cell: Cell) -> tuple[int, float, float]:
+    """By which rows are ordered."""
+    return cell.replicas, cell.pressure, -cell.release_ratio
+
+
 def _draw_cell(panel: Any, cell: Cell, merit: float) -> None:
     for name, (marker, color) in _OTHERS.items():
         if name in cell.figures:
             panel.plot(cell.mean(name, LONGEST_HOLD), cell.ratio(name), marker, color=color, markersize=5, label=name)
-    dial = [name for name in _DIAL if name in cell.figures]
+    dial = [name for name in DIAL if name in cell.figures]
     holds = [cell.mean(name, LONGEST_HOLD) for name in dial]
     panel.plot(holds, [cell.ratio(name) for name in dial], color="black", linewidth=1)
-    for name, color in zip(_DIAL, ("black", "dimgray", "tab:red"), strict=True):
+    for name, color in zip(DIAL, ("black", "dimgray", "tab:red"), strict=True):
         if name in dial:
             panel.plot(holds[dial.index(name)], cell.ratio(name), "o", color=color, markersize=5, label=name)
     panel.set_ylim(0.0, 1.05)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from benchmarks.study_front import draw_front
+from benchmarks.study_front import DIAL, draw_front
 from benchmarks.study_report import Cell, arms_of, markdown, save, write_between
 from thunderagent.policy import ROTATION_RATIO
 from thunderagent.simulator.shown import JAIN, LONGEST_HOLD, TURNS, Shown
@@ -23,8 +23,7 @@ from thunderagent.simulator.shown import JAIN, LONGEST_HOLD, TURNS, Shown
 __all__ = ["goals_tables", "merit", "write_ablation", "write_goals"]
 
 _PUBLISHED = ("published", "published, decay")
-_BATCH, _MIDDLE, _INTERACTIVE = "batch", "balanced", "interactive"
-_DIAL = (_BATCH, _MIDDLE, _INTERACTIVE)
+_BATCH, _, _INTERACTIVE = DIAL
 
 _MOST_MERIT, _MOST_MERIT_BELOW = 0.7, 1.2
 """Asked of every position of the dial at a pressure of 1.6 and above, and below that."""
@@ -156,21 +155,21 @@ def _chat_seconds(cell: Cell, name: str) -> float:
 GOALS = (
     _Goal(
         "1. no pressure: throughput lost to no admission",
-        _DIAL,
+        DIAL,
         0.01,
         _is_free,
         _lost_to_none,
     ),
     _Goal(
         "1. no pressure: mean time to the first token, to no admission's",
-        _DIAL,
+        DIAL,
         1.01,
         _is_free,
         _to("affinity", _FIRST),
     ),
     _Goal(
         "1. no pressure: mean time of a turn, to no admission's",
-        _DIAL,
+        DIAL,
         1.01,
         _is_free,
         _to("affinity", _TURN),
@@ -179,19 +178,19 @@ GOALS = (
     _Goal("2. interactive: throughput lost to the ceiling", (_INTERACTIVE,), 0.10, _is_pressed, _lost),
     _Goal(
         "3. M at pressure 1.6 and above",
-        _DIAL,
+        DIAL,
         _MOST_MERIT,
         lambda cell: cell.pressure >= 1.6 and _is_pressed(cell),
         merit,
     ),
     _Goal(
         "3. M at pressure 1.2",
-        _DIAL,
+        DIAL,
         _MOST_MERIT_BELOW,
         lambda cell: cell.pressure < 1.6 and _is_pressed(cell),
         merit,
     ),
-    _Goal("3. longest hold to H", _DIAL, 2.0, _is_pressed, _longest_to_usual),
+    _Goal("3. longest hold to H", DIAL, 2.0, _is_pressed, _longest_to_usual),
     _Goal(
         "3. interactive: 1 - Jain's index of progress, over three rotations or more",
         (_INTERACTIVE,),
@@ -199,10 +198,10 @@ GOALS = (
         _is_pressed,
         _jain_missing,
     ),
-    _Goal("3. holds of the largest quarter to the smallest's", _DIAL, 1.5, _is_pressed, _large_to_small),
+    _Goal("3. holds of the largest quarter to the smallest's", DIAL, 1.5, _is_pressed, _large_to_small),
     _Goal(
         "4. throughput lost to a published arm that holds no longer",
-        _DIAL,
+        DIAL,
         0.0,
         _is_pressed,
         _ahead,
@@ -230,21 +229,21 @@ GOALS = (
     ),
     _Goal(
         "6. replicas: accounted KV, fullest less emptiest, in mean programs",
-        _DIAL,
+        DIAL,
         1.0,
         lambda cell: cell.replicas > 1 and _is_pressed(cell),
         _spread,
     ),
     _Goal(
         "6. chat beside agents: p99 of first tokens, in prefills of a mean program",
-        _DIAL,
+        DIAL,
         2.0,
         lambda cell: cell.workload == "chat-mix" and _is_pressed(cell),
         _chat_seconds,
     ),
     _Goal("7. perturbed, batch: throughput lost to the ceiling", (_BATCH,), 0.07, _is_perturbed, _lost),
     _Goal("7. perturbed, interactive: throughput lost to the ceiling", (_INTERACTIVE,), 0.15, _is_perturbed, _lost),
-    _Goal("7. perturbed: M", _DIAL, 1.4, _is_perturbed, merit),
+    _Goal("7. perturbed: M", DIAL, 1.4, _is_perturbed, merit),
 )
 
 
@@ -274,7 +273,7 @@ def goals_tables(cells: Sequence[Cell]) -> str:
     is_perturbed = any(cell.perturbed for cell in cells)
     for workload in dict.fromkeys(cell.workload for cell in cells):
         pressed = [cell for cell in cells if cell.workload == workload and cell.pressure > 1.0]
-        names = [name for name in ("published", "pause-resume", *_DIAL) if name in arms_of(pressed)]
+        names = [name for name in ("published", "pause-resume", *DIAL) if name in arms_of(pressed)]
         heads = (
             "replicas",
             "pressure",

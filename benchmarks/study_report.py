@@ -23,6 +23,7 @@ __all__ = [
     "arms_of",
     "around",
     "markdown",
+    "markdown_row",
     "new_figure",
     "over_the_bound",
     "save",
@@ -234,10 +235,11 @@ def _workload(cells: Sequence[Cell]) -> list[str]:
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table's lines."""
-    return [_line(heads), _line(["---"] * len(heads)), *(_line(row) for row in rows)]
+    return [markdown_row(heads), markdown_row(["---"] * len(heads)), *(markdown_row(row) for row in rows)]
 
 
-def _line(cells: Sequence[str]) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
+    """One of them."""
     return f"| {' | '.join(cells)} |"
 
 

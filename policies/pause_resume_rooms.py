@@ -45,13 +45,10 @@ class Rooms:
     """Backends without programs and turns: they take anybody, with no regard to headroom and reserve."""
     _counts_all: bool = field(init=False)
     """Whether idle programs count in full and shared prefixes once, as in the backend's own account."""
-    _is_one_count: bool = field(init=False)
-    """Whether idle programs count alike for pausing and resuming."""
 
     def __attrs_post_init__(self) -> None:
         settings = self.settings
         self._counts_all = settings.acting_weight == 1.0 and settings.shared_correction == "prefixes"
-        self._is_one_count = settings.pause_decay is settings.resume_decay
 
     # The count
 
@@ -135,7 +132,7 @@ class Rooms:
         settings = self.settings
         used_tokens = self.used(backend, now, decayed=settings.resume_decay)
         room_tokens = self._room_of(backend, used_tokens)
-        if not self._is_one_count:
+        if settings.pause_decay is not settings.resume_decay:
             used_tokens = self.used(backend, now, decayed=settings.pause_decay)
         return room_tokens, self._excess(backend, used_tokens)
 
