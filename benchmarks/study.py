@@ -68,13 +68,15 @@ MORE_ARMS = {
 }
 """Besides, with --full."""
 
-_PARTS = f"pause-resume:rotation_ratio={ROTATION_RATIO},turns_per_program=32"
+_BARE = f"pause-resume:rotation_ratio={ROTATION_RATIO},turns_per_program=32"
+_PARTS = f"{_BARE},pace_prefills=true"
 ABLATION = {
     "interactive": "working-set",
     "batch": "working-set:dial=batch",
-    "no rotation": "pause-resume:turns_per_program=32",
+    "no rotation": "pause-resume:turns_per_program=32,pace_prefills=true",
     "no lease": f"{_PARTS},idle_lease_seconds=0",
     "lease 30 s": f"{_PARTS},idle_lease_seconds=30",
+    "prefills at once": _BARE,
     "no guests": f"{_PARTS},guest_ratio=0",
     "no reserve": f"{_PARTS},growth_reserve=0",
     "each beginning counted": f"{_PARTS},shared_correction=none",
@@ -118,7 +120,10 @@ class Grid:
     most so long. A cycle lasts as long as p programs have the place of one, each for K/R seconds over a tenth."""
     several_window_seconds: float = 15_000.0
     """The most with several replicas, which make as many turns sooner."""
-    warmup_seconds: float = 600.0
+    warmup_seconds: tuple[float, float] = (600.0, 1800.0)
+    """Nothing is counted as long as the programs that were there first may last, under pressure: those who wait for
+    room are in the middle of their programs at first, and are at the beginning later where programs run to their
+    end. At least and at most so long."""
     on_one: frozenset[str] = frozenset()
     """Arms that are left out where there are several replicas."""
     ending_horizon_seconds: float = 6 * 3600.0
@@ -146,7 +151,6 @@ class Grid:
                         yield Cell(workload, replicas, pressure, release_ratio, tasks, perturbed)
 
     def _scenario(self, workload: str, replicas: int, pressure: float, release_ratio: float) -> Scenario:
-        ends = WORKLOADS[workload].ends
         engine = self.engines.get(workload)
         scenario = Scenario(
             workload,
@@ -154,14 +158,15 @@ class Grid:
             replicas=replicas,
             release_ratio=release_ratio,
             horizon_seconds=self.ending_horizon_seconds,
-            warmup_seconds=0.0 if ends else self.warmup_seconds,
+            warmup_seconds=0.0,
         ).at_pressure(pressure)
-        if ends:
+        if WORKLOADS[workload].ends:
             return scenario
-        least, most = self.window_seconds
+        warmup_seconds = round(_within(pressure * scenario.program_seconds, *self.warmup_seconds))
         cycle_seconds = pressure * scenario.refill_seconds / ROTATION_RATIO
-        window_seconds = max(least, min(3 * cycle_seconds, most if replicas == 1 else self.several_window_seconds))
-        return evolve(scenario, horizon_seconds=round(self.warmup_seconds + window_seconds))
+        least, most = self.window_seconds
+        window_seconds = _within(3 * cycle_seconds, least, most if replicas == 1 else self.several_window_seconds)
+        return evolve(scenario, warmup_seconds=warmup_seconds, horizon_seconds=round(warmup_seconds + window_seconds))
 
     def _tasks(self, scenario: Scenario, arm: Arm) -> tuple[Task, ...]:
         seeds = range(self.first_seed, self.first_seed + self.seeds)
@@ -205,11 +210,15 @@ SMOKE = Grid(
     1,
     ("swe-agent",),
     (240.0, 240.0),
-    warmup_seconds=60.0,
+    warmup_seconds=(60.0, 60.0),
 )
 
 GRIDS = {"full": FULL, "smoke": SMOKE, "ablation": PARTS, "perturbed": ROBUST, "many": MANY, "aside": ASIDE}
 """By option."""
+
+
+def _within(value: float, least: float, most: float) -> float:
+    return max(least, min(value, most))
 
 
 def _run(cells: Sequence[Cell], kept: Cells, workers: int | None) -> list[Cell]:

@@ -99,7 +99,10 @@ class PauseResume(Policy):
         self._rooms.refresh(cluster, cluster.changed_backends)
         since = cluster.now if program is None or program.waiting_since is None else program.waiting_since
         chosen = self._places.find(turn, since, cluster)
-        return None if chosen is None else chosen.id
+        if chosen is None:
+            return None
+        self._places.let_in(turn, chosen, cluster)
+        return chosen.id
 
     def rank(self, waiter: WaiterView) -> float:
         """By ``resume_order``; turns without a program, which stand in a line of their own, by age, and those that
@@ -121,6 +124,8 @@ class PauseResume(Policy):
         is_full = trigger is Trigger.TICK or trigger is Trigger.BACKENDS_CHANGED
         backends = cluster.backends if is_full else cluster.changed_backends
         outgrown = rooms.rebuild(cluster) if is_full else rooms.refresh(cluster, backends)
+        if is_full:
+            self._places.backlogs.forget_done(cluster.now)
         is_time, is_published = settings.react or trigger is Trigger.TICK, settings.resume_order == "published"
         picked: set[ProgramId | TurnId] = set()
         for decision in resume_published(cluster, rooms) if is_time and is_published else ():
@@ -161,7 +166,8 @@ class PauseResume(Policy):
     ) -> Iterator[Decision]:
         """Each line in its order, but for who was ``picked`` already, up to the first who fits nowhere.
 
-        Who waits for the one backend with its prefix stops those behind it there only. The first of a line that
+        Who waits for the one backend with its prefix, or until prompts are computed on the one chosen for it, stops
+        those behind it there only. The first of a line that
         fitted nowhere is looked at again where accounts changed, everywhere only on ticks.
         """
         stuck, self._stuck = self._stuck, {}
@@ -224,6 +230,10 @@ class PauseResume(Policy):
                 if not taken:
                     self._stuck[turn.id, waiter.need_tokens] = 0 if demand.charged else demand.bare_tokens
                 break
+            if places.is_to_wait(turn, chosen, cluster):
+                taken.add(chosen.id)
+                continue
+            places.let_in(turn, chosen, cluster)
             self._rooms.take(chosen, self._rooms.added_tokens(demand, chosen), is_guest=turn.waits_alone)
             yield AdmitTurn(turn.id, chosen.id) if program is None else Admit(program.id, chosen.id)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Container
 from itertools import islice
 
-from attrs import define
+from attrs import define, field
 
 from policies.origins import origin_of
+from policies.pause_resume_backlogs import Backlogs
 from policies.pause_resume_rooms import Rooms
 from policies.pause_resume_settings import Settings
 from thunderagent.policy import (
@@ -24,7 +25,7 @@ from thunderagent.policy import (
 __all__ = ["Places", "asks", "key_of"]
 
 _LOOK_AT = 64
-"""Backends, the roomiest first, on which a guest is tried."""
+"""Backends, the roomiest first, on which a guest is tried, and of which the one is chosen that prefills least."""
 
 
 def asks(waiter: WaiterView) -> bool:
@@ -43,6 +44,7 @@ class Places:
 
     settings: Settings
     rooms: Rooms
+    backlogs: Backlogs = field(factory=Backlogs)
 
     def find(
         self, turn: TurnView, since: float, cluster: ClusterView, taken: Container[BackendId] = ()
@@ -66,7 +68,24 @@ class Places:
         )
         if self.settings.resume_on == "tightest":
             return min(fitting, key=self.rooms.of, default=None)
+        if self.settings.pace_prefills:
+            now = cluster.now
+            return min(
+                islice(fitting, _LOOK_AT),
+                key=lambda backend: self.backlogs.seconds(backend, now),
+                default=None,
+            )
         return next(fitting, None)
+
+    def let_in(self, turn: TurnView, backend: BackendView, cluster: ClusterView) -> None:
+        """The turn goes there; its room is counted by ``rooms``."""
+        if self.settings.pace_prefills:
+            self.backlogs.add(turn, backend, cluster)
+
+    def is_to_wait(self, turn: TurnView, backend: BackendView, cluster: ClusterView) -> bool:
+        """Whether a turn for which there is room should wait for the prompts of others to be computed there."""
+        is_paced = self.settings.pace_prefills and not turn.waits_alone
+        return is_paced and self.backlogs.seconds(backend, cluster.now) > 0.0
 
     def bound_to(self, turn: TurnView, since: float, cluster: ClusterView) -> BackendView | None:
         """The only backend that the turn may go to, for the sake of the prefix there."""

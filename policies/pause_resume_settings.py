@@ -50,6 +50,9 @@ class Settings:
     """Turns without a place of their own (one-off turns) go before programs that wait while all that run so on a
     backend, released programs' last turns included, take no more than this share of its capacity and what runs leaves
     room for them; 0, and larger ones: they wait for room."""
+    pace_prefills: bool = False
+    """Let who waits in only where the prompts of those let in before are probably computed, and one-off turns where
+    the least of them is left; where nothing tells how fast a backend computes, nobody waits for that."""
     forced_resume: bool = False
     """At the hold limit let the turn in over capacity (published), where ``--on-hold-limit`` does not say."""
 
@@ -128,6 +131,7 @@ _NOT_PUBLISHED = (
     "ageing_seconds",
     "wait_weight",
     "guest_ratio",
+    "pace_prefills",
     "quantum_turns",
     "quantum_seconds",
 )

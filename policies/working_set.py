@@ -44,6 +44,7 @@ class Options:
             rotation_ratio=ROTATION_RATIO * self.dial,
             growth_reserve=self.growth_reserve,
             guest_ratio=self.guest_ratio,
+            pace_prefills=True,
             turns_per_program=self.turns_per_program,
         )
 

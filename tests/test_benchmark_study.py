@@ -23,7 +23,7 @@ TINY = Grid(
     1,
     ("swe-agent",),
     (100.0, 100.0),
-    warmup_seconds=20.0,
+    warmup_seconds=(20.0, 20.0),
 )
 
 

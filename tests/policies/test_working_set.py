@@ -234,6 +234,7 @@ def test_options_mean_what_pause_resume_calls_them() -> None:
         rotation_ratio=0.1,
         growth_reserve=0.1,
         guest_ratio=0.2,
+        pace_prefills=True,
         turns_per_program=32,
         learned_lease=True,
     )

@@ -93,18 +93,27 @@ def test_schedulers_on_four_replicas_are_equal_below_16_sessions_each() -> None:
     assert rates == pytest.approx([rates[0]] * 4, rel=0.02)
 
 
-def test_published_scheduler_without_decay_collapses_where_nobody_releases() -> None:
-    """Programs that are done bar all others: it makes fewer turns than no admission, and a decay is the cure."""
+@pytest.mark.parametrize("seed", [0, 1])
+def test_published_scheduler_without_decay_collapses_where_nobody_releases(seed: int) -> None:
+    """Programs that are done bar all others, though there is room for all: it makes some half of the turns of
+    no admission, and a decay is the cure."""
 
-    def rate(arm: str, release_ratio: float) -> float:
-        scenario = Scenario("swe-agent", release_ratio=release_ratio, horizon_seconds=3600.0, warmup_seconds=1800.0)
+    def rate(arm: str, release_ratio: float = 0.0) -> float:
+        scenario = Scenario(
+            "swe-agent",
+            sessions=6,
+            release_ratio=release_ratio,
+            horizon_seconds=7200.0,
+            warmup_seconds=3600.0,
+            seed=seed,
+        )
         return run(scenario, parse_arm(arm)).turns_per_minute
 
-    collapsed = rate(PAPER, 0.0)
-    assert collapsed < rate("affinity", 0.0)
-    assert collapsed < 0.35 * rate(PAPER, 1.0)
-    assert rate(f"{PAPER},resume_decay=true", 0.0) > 1.5 * collapsed
-    assert rate("pause-resume", 0.0) > 0.9 * rate("pause-resume", 1.0)
+    base = rate("affinity")
+    assert rate(PAPER) < 0.6 * base
+    assert rate(f"{PAPER},resume_decay=true") > 0.85 * base
+    assert rate(PAPER, release_ratio=1.0) > 0.98 * base
+    assert rate("pause-resume") > 0.95 * base
 
 
 def test_sub_agents_that_are_done_bar_nobody() -> None:

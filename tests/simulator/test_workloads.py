@@ -9,7 +9,7 @@ import pytest
 
 from thunderagent.emulator.timing import PRESETS
 from thunderagent.simulator.programs import Program
-from thunderagent.simulator.workloads import WORKLOADS, Spread, Workload, _from_the_middle, mean_footprint_tokens
+from thunderagent.simulator.workloads import WORKLOADS, Spread, Workload, _from_the_middle, mean_program
 
 
 def drawn(workload: Workload, count: int = 150) -> list[Program]:
@@ -104,5 +104,5 @@ def test_footprint_lies_between_the_prompts() -> None:
     """A mean over time of what a program holds."""
     for workload in WORKLOADS.values():
         sizes = prompts(drawn(workload))
-        found = mean_footprint_tokens(workload, PRESETS[workload.preset], programs=100)
+        found = mean_program(workload, PRESETS[workload.preset], programs=100).own_tokens
         assert sizes[len(sizes) // 4] < found < 2 * sizes[len(sizes) * 9 // 10]

@@ -26,7 +26,7 @@ from thunderagent.simulator.records import Records
 from thunderagent.simulator.replay import programs_of
 from thunderagent.simulator.simulation import Cluster, Simulation
 from thunderagent.simulator.vanishing import with_vanishing
-from thunderagent.simulator.workloads import WORKLOADS, Workload, mean_footprint_tokens
+from thunderagent.simulator.workloads import WORKLOADS, MeanProgram, Workload, mean_program
 from thunderagent.trace import read_trace
 
 _LEAST_KV_TOKENS = 1_024
@@ -160,8 +160,16 @@ class Scenario:
     @property
     def footprint_tokens(self) -> float:
         """Of a program of the workload, mean over time, what it shares included."""
-        own_tokens, shared_tokens = mean_footprint(self.workload, self.machine)
-        return own_tokens + shared_tokens
+        return self._mean_program.own_tokens + shared_by_all_tokens(self.workload)
+
+    @property
+    def program_seconds(self) -> float:
+        """How long a program of the workload lasts where nobody waits, mean."""
+        return self._mean_program.seconds
+
+    @property
+    def _mean_program(self) -> MeanProgram:
+        return mean_program_of(self.workload, self.machine)
 
     @property
     def prefill_seconds(self) -> float:
@@ -179,7 +187,7 @@ class Scenario:
         """Mean tokens of all programs, what they share once per replica, over all KV tokens; None for a trace."""
         if self.trace is not None:
             return None
-        own_tokens, shared_tokens = mean_footprint(self.workload, self.machine)
+        own_tokens, shared_tokens = self._mean_program.own_tokens, shared_by_all_tokens(self.workload)
         return (self.sessions * own_tokens / self.replicas + shared_tokens) / self.kv_tokens_per_replica
 
     def at_pressure(self, pressure: float) -> Scenario:
@@ -188,9 +196,8 @@ class Scenario:
             raise ConfigError(f"pressure is above 0 and below 1000, got {pressure:g}")
         if self.trace is not None:
             raise ConfigError("a trace has its own programs: pressure is set by --kv-tokens and --replicas")
-        own_tokens, shared_tokens = mean_footprint(self.workload, self.machine)
-        room_tokens = pressure * self.kv_tokens_per_replica - shared_tokens
-        return evolve(self, sessions=max(1, round(room_tokens * self.replicas / own_tokens)))
+        room_tokens = pressure * self.kv_tokens_per_replica - shared_by_all_tokens(self.workload)
+        return evolve(self, sessions=max(1, round(room_tokens * self.replicas / self._mean_program.own_tokens)))
 
     def arrivals(self) -> Sequence[Arrival]:
         """The programs, fresh. Raises TraceError."""
@@ -230,11 +237,16 @@ def shortest_tokens(workload: str) -> int:
 
 
 @lru_cache
-def mean_footprint(workload: str, preset: Preset) -> tuple[float, int]:
-    """Tokens that a program of a workload holds for itself, mean over time, and those that it shares with all."""
-    found = WORKLOADS[workload]
-    shared = found.program(random.Random(0)).conversation.shared
-    return mean_footprint_tokens(found, preset), sum(part.tokens for part in shared)
+def mean_program_of(workload: str, preset: Preset) -> MeanProgram:
+    """Of a workload by its name, kept."""
+    return mean_program(WORKLOADS[workload], preset)
+
+
+@lru_cache
+def shared_by_all_tokens(workload: str) -> int:
+    """Tokens that all programs of a workload begin with."""
+    shared = WORKLOADS[workload].program(random.Random(0)).conversation.shared
+    return sum(part.tokens for part in shared)
 
 
 def run(scenario: Scenario, arm: Arm, on_time: Callable[[float], None] = lambda _: None) -> Figures:

@@ -68,7 +68,7 @@ class Simulation:
     horizon_seconds: float = 3600.0
     warmup_seconds: float = 0.0
     """Totals are noted then, for figures of what came after."""
-    progress_seconds: float = 5.0
+    progress_seconds: float = 10.0
     """How often the scheduler hears of a running turn. The daemon tells it each second, which takes up to twice the
     time here and changes less than another seed does."""
     observe_seconds: float = 5.0

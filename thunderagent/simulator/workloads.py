@@ -19,7 +19,7 @@ from attrs import evolve, field, frozen
 from thunderagent.emulator.timing import Preset
 from thunderagent.simulator.programs import Arrival, Conversation, Program, Shared, TurnPlan
 
-__all__ = ["WORKLOADS", "Spread", "Workload", "mean_footprint_tokens"]
+__all__ = ["WORKLOADS", "MeanProgram", "Spread", "Workload", "mean_program"]
 
 _Z90 = 1.2815515655446004
 """The normal distribution's 90th percentile."""
@@ -295,18 +295,25 @@ WORKLOADS: dict[str, Workload] = {
 """By name."""
 
 
-def mean_footprint_tokens(workload: Workload, timing: Preset, *, programs: int = 200) -> float:
-    """Mean over time of the tokens that a program without pressure holds for itself: what pressure is measured in.
+@frozen
+class MeanProgram:
+    """Of a workload's programs where nobody waits."""
 
-    Times are those of an engine with a few others on it; sub-agents count while they run, what all share does not.
-    """
+    own_tokens: float
+    """That one holds for itself, mean over time: what pressure is measured in. What all share does not count."""
+    seconds: float
+    """From its first turn to its last answer."""
+
+
+def mean_program(workload: Workload, preset: Preset, *, programs: int = 200) -> MeanProgram:
+    """Drawn from so many. Times are those of an engine with a few others on it; sub-agents count while they run."""
     chance = random.Random(f"{workload.name} footprint")
     token_seconds = seconds = 0.0
     for program in itertools.islice(_endless(workload, chance), programs):
-        held, lasted = _footprint(program.conversation, timing)
+        held, lasted = _footprint(program.conversation, preset)
         token_seconds += held
         seconds += lasted
-    return token_seconds / seconds
+    return MeanProgram(token_seconds / seconds, seconds / programs)
 
 
 def _endless(workload: Workload, chance: random.Random) -> Iterator[Program]:
