@@ -71,7 +71,7 @@ def _draw_cell(panel: Any, cell: Cell, merit: float) -> None:
     panel.set_ylim(0.0, 1.05)
     panel.set_xlim(left=0.0)
     most_seconds = panel.get_xlim()[1]
-    waits = ((cell.scenario.pressure or 1.0) - 1.0) * cell.scenario.refill_seconds * merit
+    waits = cell.rotation_seconds * merit
     places = [most_seconds * step / 100 for step in range(1, 101)]
     panel.plot(
         places,

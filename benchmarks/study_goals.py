@@ -16,7 +16,7 @@ from pathlib import Path
 from attrs import frozen
 
 from benchmarks.study_front import DIAL, draw_front
-from benchmarks.study_report import Cell, arms_of, markdown, save, write_between
+from benchmarks.study_report import Cell, arms_of, images_beside, markdown, save, write_between
 from thunderagent.policy import ROTATION_RATIO
 from thunderagent.simulator.shown import JAIN, LONGEST_HOLD, TURNS, Shown
 
@@ -47,17 +47,13 @@ _MAKESPAN = Shown("makespan s", lambda figures: figures.makespan_seconds or math
 _GROUP = Shown("slowest group s", lambda figures: figures.group_seconds.most)
 
 
-def _pressure(cell: Cell) -> float:
-    return cell.scenario.pressure or 0.0
-
-
 def merit(cell: Cell, name: str) -> float:
     """M of an arm; NaN where the programs fit."""
-    pressure = _pressure(cell)
-    if pressure <= 1.0:
+    waits_seconds = cell.rotation_seconds
+    if waits_seconds <= 0.0:
         return math.nan
     lost = max(_LEAST_LOST, 1.0 - cell.ratio(name))
-    return lost * cell.mean(name, LONGEST_HOLD) / ((pressure - 1.0) * cell.scenario.refill_seconds)
+    return lost * cell.mean(name, LONGEST_HOLD) / waits_seconds
 
 
 @frozen
@@ -298,7 +294,7 @@ def _row(cell: Cell, names: Sequence[str]) -> list[str]:
     refill = f"{cell.scenario.refill_seconds:.0f} s"
     load = [
         str(cell.replicas),
-        f"{_pressure(cell):.2f}",
+        f"{cell.scenario.pressure or 0.0:.2f}",
         cell.released,
         *([cell.perturbed] if cell.perturbed else []),
     ]
@@ -335,6 +331,4 @@ def write_goals(page: Path, mark: str, cells: Sequence[Cell]) -> None:
     write_between(page, mark, goals_tables(cells))
     drawn = [cell for cell in cells if _is_pressed(cell) and cell.release_ratio]
     if drawn:
-        images = page.parent / "images"
-        images.mkdir(exist_ok=True)
-        save(draw_front(drawn, _MOST_MERIT), images / f"front-{mark}.svg")
+        save(draw_front(drawn, _MOST_MERIT), images_beside(page) / f"front-{mark}.svg")

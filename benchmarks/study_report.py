@@ -22,6 +22,7 @@ __all__ = [
     "Cell",
     "arms_of",
     "around",
+    "images_beside",
     "markdown",
     "markdown_row",
     "new_figure",
@@ -62,6 +63,12 @@ class Cell:
     def scenario(self) -> Scenario:
         """Of its first run: the others differ in their seed."""
         return next(iter(self.tasks.values()))[0].scenario
+
+    @property
+    def rotation_seconds(self) -> float:
+        """(p - 1) K/R: what a plain rotation's lost share times its waits comes to; 0 or less where all fit."""
+        scenario = self.scenario
+        return ((scenario.pressure or 0.0) - 1.0) * scenario.refill_seconds
 
     @property
     def best(self) -> float:
@@ -131,8 +138,7 @@ def write_results(folder: Path, cells: Sequence[Cell]) -> None:
 def write_docs(page: Path, folder: Path, arms: Mapping[str, str], cells: Sequence[Cell]) -> None:
     """Put tables and pictures between the marks ``study`` of the page; pictures beside it in ``images/``. Raises
     SystemExit as ``write_between``."""
-    images = page.parent / "images"
-    images.mkdir(exist_ok=True)
+    images = images_beside(page)
     pictures = []
     for replicas in _drawn(cells):
         name = _picture(replicas)
@@ -140,6 +146,13 @@ def write_docs(page: Path, folder: Path, arms: Mapping[str, str], cells: Sequenc
         pictures.append(f"![Policies on {_engines(replicas)}](images/{name})\n")
     names = "\n".join(markdown(["in the tables", "policy"], [[name, f"`{arm}`"] for name, arm in arms.items()]))
     write_between(page, "study", "\n".join([names, "", *pictures, _tables(cells)]))
+
+
+def images_beside(page: Path) -> Path:
+    """The folder of a page's pictures; it is made where it is missing."""
+    images = page.parent / "images"
+    images.mkdir(exist_ok=True)
+    return images
 
 
 def write_between(page: Path, mark: str, text: str) -> None:

@@ -106,7 +106,23 @@ def test_missing_token_gives_the_router_s_words_and_status_one(router: Daemon) -
     where = router.url.removeprefix("http://")
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
     assert result.stderr.startswith(f"thunderagent programs: {where} answered 401: ")
-    assert "invalid_api_key" in result.stderr
+    assert "token" in result.stderr
+    assert "{" not in result.stderr
+
+
+def test_empty_id_to_release_is_refused(router: Daemon) -> None:
+    """A script's variable was empty: nobody is released, status 2."""
+    result = _run(router.url, "--release", "some", "--release", "")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--release: an id is empty" in result.stderr
+
+
+def test_answers_of_others_are_passed_on_as_they_are() -> None:
+    """Whatever they say, in one line."""
+    body = b'["no",\n "object"]'
+    with _answering(b"HTTP/1.1 500 Oops\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)) as url:
+        result = _run(url)
+    assert result.stderr.endswith(' answered 500: ["no", "object"]\n')
 
 
 def test_engine_instead_of_a_router_gives_its_refusal_and_status_one(engine: Daemon) -> None:

@@ -34,6 +34,10 @@ _COMMANDS = {
 }
 
 
+_INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+
+
 class _OneLineUsageError(click.UsageError):
     """A usage error told in one line: which command, what was wrong, and where to look."""
 
@@ -82,6 +86,9 @@ class _LazyGroup(click.Group):
             command = ctx.invoked_subcommand
             known = command in _COMMANDS
             raise _OneLineUsageError(f"thunderagent {command}" if known else "thunderagent", error) from None
+        except KeyboardInterrupt:
+            click.echo(f"\nthunderagent {ctx.invoked_subcommand}: interrupted", err=True)
+            raise SystemExit(_INTERRUPTED) from None
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

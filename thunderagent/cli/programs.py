@@ -15,6 +15,8 @@ import click
 __all__ = ["programs"]
 
 _TIMEOUT_SECONDS = 10.0
+_MOST_BYTES = 2_000
+"""Of an error's answer that are read."""
 
 
 @click.command()
@@ -40,6 +42,8 @@ def programs(url: str, token: str | None, released: tuple[str, ...], as_json: bo
     base = url.rstrip("/")
     if urllib.parse.urlsplit(base).scheme not in ("http", "https"):
         raise click.BadParameter(f"must begin with http:// or https://, got {url!r}", param_hint="--url")
+    if "" in released:
+        raise click.BadParameter("an id is empty", param_hint="--release")
     if released:
         _release(base, token, released, as_json)
         return
@@ -101,7 +105,7 @@ def _call(url: str, token: str | None, body: dict[str, Any] | None = None) -> di
         with opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
             found = json.load(answer)
     except urllib.error.HTTPError as error:
-        what = f"answered {error.code}: {' '.join(error.read(500).decode('utf-8', 'replace').split())}"
+        what = f"answered {error.code}: {_message(error.read(_MOST_BYTES).decode('utf-8', 'replace'))}"
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         what = f"does not answer as a router: {type(reason).__name__}: {' '.join(str(reason).split())}"
@@ -110,6 +114,16 @@ def _call(url: str, token: str | None, body: dict[str, Any] | None = None) -> di
             return found
         what = "does not answer as a router: no JSON object"
     raise _failure(url, what)
+
+
+def _message(answer: str) -> str:
+    """What an error's answer says, in one line."""
+    text = answer
+    try:
+        text = str(json.loads(answer)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        pass  # somebody else's error
+    return " ".join(text.split())
 
 
 def _failure(url: str, what: str) -> SystemExit:
