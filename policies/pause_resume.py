@@ -43,6 +43,9 @@ __all__ = ["PRESETS", "PauseResume", "Settings"]
 _LOOK_PAST = 64
 """Backends that waiters may keep to themselves before those behind them are looked at no more."""
 
+_UNBOUNDED_TOKENS = 2**62
+"""More than anybody needs."""
+
 _LOOK_AT, _LOOK_AT_ON_TICKS = 32, 1_024
 """Waiters of a line that are looked at for an event, at its head and again further back; on ticks."""
 
@@ -62,8 +65,9 @@ class PauseResume(Policy):
     _rooms: Rooms = field(init=False)
     _places: Places = field(init=False)
     _pauses: Pauses = field(init=False)
-    _stuck: dict[tuple[TurnId, int], int] = field(factory=dict)
-    """The first of each line that fits nowhere, with its need: the least room that could help it."""
+    _stuck: dict[tuple[TurnId, int], tuple[int, float]] = field(factory=dict)
+    """The first of each line that is let in nowhere, with its need: the least room that could help the line, and when
+    a prompt is computed that it waits for (infinite: it waits for room)."""
     _ended: dict[tuple[str | None, bool], tuple[int, frozenset[BackendId]]] = field(factory=dict)
     """Where in a line (its model, whether of turns alone) the last look ended, and the backends that were kept."""
 
@@ -176,23 +180,27 @@ class PauseResume(Policy):
             if not asks(first):
                 continue
             key = (first.turn.id, first.need_tokens)
-            least_tokens = stuck.get(key)
-            if (
-                least_tokens is not None
-                and not is_full
-                and not self._is_helped(first, cluster, backends, least_tokens)
-            ):
-                self._stuck[key] = least_tokens
+            known = stuck.get(key)
+            if known is not None and not is_full and not self._is_helped(first, cluster, backends, *known):
+                self._stuck[key] = known
                 continue
             yield from self._resume_line(line, cluster, backends, picked, is_full=is_full)
 
     def _is_helped(
-        self, first: WaiterView, cluster: ClusterView, changed: Sequence[BackendView], least_tokens: int
+        self,
+        first: WaiterView,
+        cluster: ClusterView,
+        changed: Sequence[BackendView],
+        least_tokens: int,
+        computed_at: float,
     ) -> bool:
-        """Whether who fitted nowhere may fit on a backend that changed."""
+        """Whether who was let in nowhere may go to a backend that changed, or has waited for a prompt long enough."""
+        if cluster.now >= computed_at:
+            return True
         turn = first.turn
         if not self._places.is_guest(turn):
-            return self._rooms.any_has(changed, least_tokens)
+            free = (backend for backend in changed if not self._places.is_to_wait(turn, backend, cluster))
+            return self._rooms.any_has(free, least_tokens)
         demand = cluster.demand(turn)
         return any(turn.may_run_on(backend) and self._places.fits(turn, demand, backend) for backend in changed)
 
@@ -207,6 +215,8 @@ class PauseResume(Policy):
     ) -> Iterator[Decision]:
         places, taken = self._places, set[BackendId]()
         most_taken = min(_LOOK_PAST, len(line[0].turn.eligible_backends))
+        stuck: tuple[TurnId, int] | None = None
+        least_tokens, computed_at = _UNBOUNDED_TOKENS, math.inf
         for waiter in self._in_reach(line, taken, is_full=is_full):
             if len(taken) >= most_taken:
                 break
@@ -223,19 +233,23 @@ class PauseResume(Policy):
                     yield from victims
                     chosen = places.find(turn, waiter.since, cluster, taken)
             demand = cluster.demand(turn)
-            if chosen is None:
-                if bound is not None:
-                    taken.add(bound.id)
-                    continue
-                if not taken:
-                    self._stuck[turn.id, waiter.need_tokens] = 0 if demand.charged else demand.bare_tokens
-                break
-            if places.is_to_wait(turn, chosen, cluster):
-                taken.add(chosen.id)
+            if chosen is None and bound is not None:
+                taken.add(bound.id)
                 continue
-            places.let_in(turn, chosen, cluster)
-            self._rooms.take(chosen, self._rooms.added_tokens(demand, chosen), is_guest=turn.waits_alone)
-            yield AdmitTurn(turn.id, chosen.id) if program is None else Admit(program.id, chosen.id)
+            if chosen is not None and not places.is_to_wait(turn, chosen, cluster):
+                places.let_in(turn, chosen, cluster)
+                self._rooms.take(chosen, self._rooms.added_tokens(demand, chosen), is_guest=turn.waits_alone)
+                yield AdmitTurn(turn.id, chosen.id) if program is None else Admit(program.id, chosen.id)
+                continue
+            if stuck is None and (chosen is not None or not taken):
+                stuck = (turn.id, waiter.need_tokens)
+            least_tokens = min(least_tokens, 0 if demand.charged else demand.bare_tokens)
+            if chosen is None:
+                break
+            taken.add(chosen.id)
+            computed_at = min(computed_at, places.computed_at(chosen, cluster))
+        if stuck is not None:
+            self._stuck[stuck] = (least_tokens, computed_at)
 
     def _in_reach(self, line: Sequence[WaiterView], taken: set[BackendId], *, is_full: bool) -> Iterator[WaiterView]:
         """The head of a line, then some from where the last look ended, with the backends that were ``taken`` there.

@@ -87,6 +87,10 @@ class Places:
         is_paced = self.settings.pace_prefills and not turn.waits_alone
         return is_paced and self.backlogs.seconds(backend, cluster.now) > 0.0
 
+    def computed_at(self, backend: BackendView, cluster: ClusterView) -> float:
+        """When the prompts of those let in there are probably computed."""
+        return cluster.now + self.backlogs.seconds(backend, cluster.now)
+
     def bound_to(self, turn: TurnView, since: float, cluster: ClusterView) -> BackendView | None:
         """The only backend that the turn may go to, for the sake of the prefix there."""
         settings, origin, program = self.settings, self._origin(turn, cluster), turn.program
