@@ -129,7 +129,7 @@ class PauseResume(Policy):
         backends = cluster.backends if is_full else cluster.changed_backends
         outgrown = rooms.rebuild(cluster) if is_full else rooms.refresh(cluster, backends)
         if is_full:
-            self._places.backlogs.forget_done(cluster.now)
+            self._places.backlogs.forget_done(cluster)
         is_time, is_published = settings.react or trigger is Trigger.TICK, settings.resume_order == "published"
         picked: set[ProgramId | TurnId] = set()
         for decision in resume_published(cluster, rooms) if is_time and is_published else ():

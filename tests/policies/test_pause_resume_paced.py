@@ -6,7 +6,7 @@ import pytest
 from pause_resume_cases import A, B, act, driver_of, paused, resize
 
 from policies.pause_resume import PauseResume
-from thunderagent.core.events import BackendObserved
+from thunderagent.core.events import BackendFailed, BackendObserved
 from thunderagent.core.usage import Prefills
 from thunderagent.policy import OptionError
 from thunderagent.testing import SchedulerDriver
@@ -130,14 +130,39 @@ def test_who_waits_for_prompts_bars_others_there_only() -> None:
 
 
 def test_nothing_is_kept_of_what_is_over() -> None:
-    """Backends may come and go for ever."""
-    driver = paced(12_000)
-    driver.arrive("program", 5_000)
-    assert left_seconds(driver) == pytest.approx(5.0)
-    driver.advance(6.5)
+    """Prompts that are computed, and backends that are gone."""
+    driver = paced(12_000, 12_000)
+    turns = driver.arrive("one", 5_000), driver.arrive("two", 9_000)
     policy = driver.policy
     assert isinstance(policy, PauseResume)
-    assert not policy._places.backlogs._until
+    left = policy._places.backlogs
+    assert left._left.keys() == {A, B}
+    driver.advance(6.5)
+    assert left._left.keys() == {B}
+    driver.send(BackendFailed(B, "it does not answer"))
+    driver.advance(1.5)
+    assert not left._left
+    for turn in turns:
+        driver.finish(turn)
+    driver.close()
+
+
+def test_rate_that_is_learned_better_shortens_waits() -> None:
+    """The first prompts came all at once and looked slow: nobody waits by that when it is known better."""
+    driver = paced(12_000)
+    driver.arrive("large", 10_000)
+    assert left_seconds(driver) == pytest.approx(10.0)
+    driver.send(BackendObserved(A, prefills=Prefills(1, 100 * RATE, 10.0)))
+    assert left_seconds(driver) == pytest.approx(1.0)
+    driver.close()
+
+
+def test_backend_without_turns_has_nothing_to_compute() -> None:
+    """Its turn failed, or ended sooner than was thought."""
+    driver = paced(12_000)
+    turn = driver.arrive("large", 10_000)
+    driver.finish(turn, after=1.0)
+    assert left_seconds(driver) == 0.0
     driver.close()
 
 
