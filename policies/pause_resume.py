@@ -46,6 +46,9 @@ _LOOK_PAST = 64
 _UNBOUNDED_TOKENS = 2**62
 """More than anybody needs."""
 
+_LOOK_PAST_PACED = 8
+"""Waiters of a line that may wait for prompts to be computed before those behind them are looked at no more."""
+
 _LOOK_AT, _LOOK_AT_ON_TICKS = 32, 1_024
 """Waiters of a line that are looked at for an event, at its head and again further back; on ticks."""
 
@@ -141,7 +144,7 @@ class PauseResume(Policy):
             if trigger is Trigger.TURN_FINISHED and settings.rotates:
                 yield from self._pauses.end_quantum(cluster)
             if is_time and (not is_published or settings.reclaims):
-                yield from self._resume(cluster, backends, picked, is_full=is_full)
+                yield from self._resume(cluster, backends, picked, is_full=is_full, trigger=trigger)
         if settings.turns_per_program and (is_full or _holds_turns(cluster.changed_program)):
             yield from self._free_turns(cluster, is_full)
 
@@ -166,7 +169,13 @@ class PauseResume(Policy):
     # Resuming
 
     def _resume(
-        self, cluster: ClusterView, backends: Sequence[BackendView], picked: Set[ProgramId | TurnId], *, is_full: bool
+        self,
+        cluster: ClusterView,
+        backends: Sequence[BackendView],
+        picked: Set[ProgramId | TurnId],
+        *,
+        is_full: bool,
+        trigger: Trigger,
     ) -> Iterator[Decision]:
         """Each line in its order, but for who was ``picked`` already, up to the first who fits nowhere.
 
@@ -181,6 +190,8 @@ class PauseResume(Policy):
                 continue
             key = (first.turn.id, first.need_tokens)
             known = stuck.get(key)
+            if known is not None and trigger is Trigger.TURN_HELD and known[1] < math.inf:
+                known = None  # who just came behind it may go where it may not
             if known is not None and not is_full and not self._is_helped(first, cluster, backends, *known):
                 self._stuck[key] = known
                 continue
@@ -197,9 +208,9 @@ class PauseResume(Policy):
         """Whether who was let in nowhere may go to a backend that changed, or has waited for a prompt long enough."""
         if cluster.now >= computed_at:
             return True
-        turn = first.turn
-        if not self._places.is_guest(turn):
-            free = (backend for backend in changed if not self._places.is_to_wait(turn, backend, cluster))
+        turn, places = first.turn, self._places
+        if not places.is_guest(turn):
+            free = (backend for backend in changed if places.to_wait_seconds(turn, backend, cluster) <= 0.0)
             return self._rooms.any_has(free, least_tokens)
         demand = cluster.demand(turn)
         return any(turn.may_run_on(backend) and self._places.fits(turn, demand, backend) for backend in changed)
@@ -213,12 +224,12 @@ class PauseResume(Policy):
         *,
         is_full: bool,
     ) -> Iterator[Decision]:
-        places, taken = self._places, set[BackendId]()
+        places, kept, taken = self._places, set[BackendId](), set[BackendId]()
         most_taken = min(_LOOK_PAST, len(line[0].turn.eligible_backends))
         stuck: tuple[TurnId, int] | None = None
-        least_tokens, computed_at = _UNBOUNDED_TOKENS, math.inf
-        for waiter in self._in_reach(line, taken, is_full=is_full):
-            if len(taken) >= most_taken:
+        least_tokens, computed_at, paced = _UNBOUNDED_TOKENS, math.inf, 0
+        for waiter in self._in_reach(line, kept, taken, is_full=is_full):
+            if len(taken) >= most_taken or paced >= _LOOK_PAST_PACED:
                 break
             turn, program = waiter.turn, waiter.program
             if picked and key_of(waiter) in picked:
@@ -233,26 +244,32 @@ class PauseResume(Policy):
                     yield from victims
                     chosen = places.find(turn, waiter.since, cluster, taken)
             demand = cluster.demand(turn)
-            if chosen is None and bound is not None:
-                taken.add(bound.id)
-                continue
-            if chosen is not None and not places.is_to_wait(turn, chosen, cluster):
+            to_wait_seconds = 0.0 if chosen is None else places.to_wait_seconds(turn, chosen, cluster)
+            if chosen is not None and to_wait_seconds <= 0.0:
                 places.let_in(turn, chosen, cluster)
                 self._rooms.take(chosen, self._rooms.added_tokens(demand, chosen), is_guest=turn.waits_alone)
                 yield AdmitTurn(turn.id, chosen.id) if program is None else Admit(program.id, chosen.id)
                 continue
-            if stuck is None and (chosen is not None or not taken):
-                stuck = (turn.id, waiter.need_tokens)
             least_tokens = min(least_tokens, 0 if demand.charged else demand.bare_tokens)
-            if chosen is None:
+            if chosen is not None:
+                computed_at, paced = min(computed_at, cluster.now + to_wait_seconds), paced + 1
+                stuck = stuck or (turn.id, waiter.need_tokens)
+                taken.add(chosen.id)
+            elif bound is not None:
+                kept.add(bound.id)
+                taken.add(bound.id)
+            else:
+                if not taken:
+                    stuck = (turn.id, waiter.need_tokens)
                 break
-            taken.add(chosen.id)
-            computed_at = min(computed_at, places.computed_at(chosen, cluster))
         if stuck is not None:
             self._stuck[stuck] = (least_tokens, computed_at)
 
-    def _in_reach(self, line: Sequence[WaiterView], taken: set[BackendId], *, is_full: bool) -> Iterator[WaiterView]:
-        """The head of a line, then some from where the last look ended, with the backends that were ``taken`` there.
+    def _in_reach(
+        self, line: Sequence[WaiterView], kept: set[BackendId], taken: set[BackendId], *, is_full: bool
+    ) -> Iterator[WaiterView]:
+        """The head of a line, then some from where the last look ended, with the backends that were ``kept`` by those
+        before, which are among those ``taken``.
 
         Thousands may wait for one backend's sake: so no event looks at all of them, and nobody behind them is
         forgotten. Who reads no further than somebody bars the next one to begin behind the head again.
@@ -260,11 +277,12 @@ class PauseResume(Policy):
         yield from islice(line, _LOOK_AT)
         key = (line[0].turn.model, line[0].program is None)
         start, passed = self._ended.pop(key, (_LOOK_AT, frozenset[BackendId]()))
+        kept |= passed
         taken |= passed
         end = start + (_LOOK_AT_ON_TICKS if is_full else _LOOK_AT)
         yield from (line[index] for index in range(start, min(end, len(line))))
         if end < len(line):
-            self._ended[key] = (end, frozenset(taken))
+            self._ended[key] = (end, frozenset(kept))
 
 
 def _holds_turns(program: ProgramView | None) -> bool:

@@ -177,9 +177,13 @@ class Pauses:
             taken: set[BackendId] = set()
             for waiter in islice(line, _LOOK_AT):
                 if self.places.could_use(waiter, place, cluster):
-                    if self.places.find(waiter.turn, waiter.since, cluster, taken) is None:
+                    found = self.places.find(waiter.turn, waiter.since, cluster, taken)
+                    if found is None:
                         return waiter
-                    break
+                    if found.id == place.id or self.places.to_wait_seconds(waiter.turn, found, cluster) <= 0.0:
+                        break
+                    taken.add(found.id)
+                    continue
                 bound = self.places.bound_to(waiter.turn, waiter.since, cluster)
                 if bound is None or len(taken) >= len(cluster.backends):
                     break
@@ -212,6 +216,8 @@ class Pauses:
         for backend in sorted(backends, key=self.rooms.of, reverse=True):
             if backend.id in taken or not self.places.could_use(waiter, backend, cluster):
                 continue
+            if self.places.to_wait_seconds(waiter.turn, backend, cluster) > 0.0:
+                continue  # it would not be let in there now
             victims = self._reclaimable(backend, self.rooms.added_tokens(demand, backend), cluster)
             for program in victims:
                 yield self._pause(program, backend, cluster.now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 from itertools import islice
 
@@ -25,7 +26,7 @@ from thunderagent.policy import (
 __all__ = ["Places", "asks", "key_of"]
 
 _LOOK_AT = 64
-"""Backends, the roomiest first, on which a guest is tried, and of which the one is chosen that prefills least."""
+"""Backends, the roomiest first, on which a guest is tried, and of which one without a backlog is looked for."""
 
 
 def asks(waiter: WaiterView) -> bool:
@@ -50,7 +51,7 @@ class Places:
         self, turn: TurnView, since: float, cluster: ClusterView, taken: Container[BackendId] = ()
     ) -> BackendView | None:
         """Where the turn, which has waited since then, may be let in now; not on backends ``taken`` by others.
-        O(log backends), as a rule."""
+        Among several the one with the least left to prefill, then the roomiest. O(log backends), as a rule."""
         demand = cluster.demand(turn)
         bound = self.bound_to(turn, since, cluster)
         if bound is not None:
@@ -61,35 +62,33 @@ class Places:
         candidates = self.rooms.roomiest_first(cluster, 0.0 if demand.charged else demand.bare_tokens)
         if self.is_guest(turn):
             candidates = islice(self.rooms.roomiest_first(cluster), _LOOK_AT)
-        fitting = (
-            backend
-            for backend in candidates
-            if backend.id not in taken and turn.may_run_on(backend) and self.fits(turn, demand, backend)
-        )
         if self.settings.resume_on == "tightest":
-            return min(fitting, key=self.rooms.of, default=None)
-        if self.settings.pace_prefills:
-            now = cluster.now
-            return min(
-                islice(fitting, _LOOK_AT),
-                key=lambda backend: self.backlogs.seconds(backend, now),
-                default=None,
-            )
-        return next(fitting, None)
+            candidates = iter(sorted(candidates, key=self.rooms.of))
+        found, least_seconds = None, math.inf
+        for looked_at, backend in enumerate(candidates):
+            if found is not None and looked_at >= _LOOK_AT:
+                break
+            if backend.id in taken or not turn.may_run_on(backend) or not self.fits(turn, demand, backend):
+                continue
+            seconds = self._backlog_seconds(backend, cluster)
+            if seconds <= 0.0:
+                return backend
+            if seconds < least_seconds:
+                found, least_seconds = backend, seconds
+        return found
 
     def let_in(self, turn: TurnView, backend: BackendView, cluster: ClusterView) -> None:
         """The turn goes there; its room is counted by ``rooms``."""
         if self.settings.pace_prefills:
-            self.backlogs.add(turn, backend, cluster)
+            added_tokens = self.rooms.added_tokens(cluster.demand(turn), backend)
+            self.backlogs.add(turn, backend, cluster, added_tokens)
 
-    def is_to_wait(self, turn: TurnView, backend: BackendView, cluster: ClusterView) -> bool:
-        """Whether a turn for which there is room should wait for the prompts of others to be computed there."""
-        is_paced = self.settings.pace_prefills and not turn.waits_alone
-        return is_paced and self.backlogs.seconds(backend, cluster.now) > 0.0
+    def to_wait_seconds(self, turn: TurnView, backend: BackendView, cluster: ClusterView) -> float:
+        """How long a turn for which there is room should wait for prompts of others to be computed there."""
+        return 0.0 if self.is_guest(turn) else self._backlog_seconds(backend, cluster)
 
-    def computed_at(self, backend: BackendView, cluster: ClusterView) -> float:
-        """When the prompts of those let in there are probably computed."""
-        return cluster.now + self.backlogs.seconds(backend, cluster.now)
+    def _backlog_seconds(self, backend: BackendView, cluster: ClusterView) -> float:
+        return self.backlogs.seconds(backend, cluster.now) if self.settings.pace_prefills else 0.0
 
     def bound_to(self, turn: TurnView, since: float, cluster: ClusterView) -> BackendView | None:
         """The only backend that the turn may go to, for the sake of the prefix there."""

@@ -117,12 +117,19 @@ def test_empty_id_to_release_is_refused(router: Daemon) -> None:
     assert "--release: an id is empty" in result.stderr
 
 
-def test_answers_of_others_are_passed_on_as_they_are() -> None:
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b'["no",\n "object"]', '["no", "object"]'),
+        (b'{"error": {"message": null}}', '{"error": {"message": null}}'),
+        (b"[" * 5_000, "[" * 2_000),
+    ],
+)
+def test_answers_of_others_are_passed_on_as_they_are(body: bytes, told: str) -> None:
     """Whatever they say, in one line."""
-    body = b'["no",\n "object"]'
     with _answering(b"HTTP/1.1 500 Oops\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)) as url:
         result = _run(url)
-    assert result.stderr.endswith(' answered 500: ["no", "object"]\n')
+    assert result.stderr.endswith(f" answered 500: {told}\n")
 
 
 def test_engine_instead_of_a_router_gives_its_refusal_and_status_one(engine: Daemon) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from pause_resume_cases import A, B, act, driver_of, paused, resize
+from pause_resume_cases import SYSTEM_PROMPT, A, B, act, driver_of, paused, resize
 
 from policies.pause_resume import PauseResume
-from thunderagent.core.events import BackendFailed, BackendObserved
+from thunderagent.core.events import BackendFailed, BackendObserved, BackendRecovered, Prefix
 from thunderagent.core.usage import Prefills
-from thunderagent.policy import OptionError
+from thunderagent.policy import OptionError, PrefixKey
 from thunderagent.testing import SchedulerDriver
+from thunderagent.testing.scheduler_driver import BYTES_PER_TOKEN
 
 RATE = 1_000
 """Prompt tokens per second that each backend says it computes."""
@@ -86,8 +87,8 @@ def test_what_is_still_cached_takes_no_time() -> None:
     """Who comes back to its prefix is there at once, others take their prompt's time one after the other."""
     driver = paced(12_000)
     act(driver, ("one", 3_500))
-    driver.arrive("two", 5_000)
-    assert left_seconds(driver) == pytest.approx(8.5)
+    driver.arrive("two", 5_000, after=1.0)
+    assert left_seconds(driver) == pytest.approx(5.0)
     driver.advance(20.0)
     resize(driver, 6_000)
     resize(driver, 12_000)
@@ -136,12 +137,12 @@ def test_nothing_is_kept_of_what_is_over() -> None:
     policy = driver.policy
     assert isinstance(policy, PauseResume)
     left = policy._places.backlogs
-    assert left._left.keys() == {A, B}
+    assert left._prompts.keys() == {A, B}
     driver.advance(6.5)
-    assert left._left.keys() == {B}
+    assert left._prompts.keys() == {B}
     driver.send(BackendFailed(B, "it does not answer"))
     driver.advance(1.5)
-    assert not left._left
+    assert not left._prompts
     for turn in turns:
         driver.finish(turn)
     driver.close()
@@ -163,6 +164,137 @@ def test_backend_without_turns_has_nothing_to_compute() -> None:
     turn = driver.arrive("large", 10_000)
     driver.finish(turn, after=1.0)
     assert left_seconds(driver) == 0.0
+    driver.close()
+
+
+def test_turn_that_is_over_keeps_nobody_waiting() -> None:
+    """However long its prompt was thought to take: a cold engine's first answer came late, and that is all that is
+    known of it when many come at once."""
+    driver = driver_of(200_000, pace_prefills="true")
+    cold = driver.arrive("cold", 1_100)
+    driver.finish(cold, 1_100, 1, cached=0, first_token_seconds=20.0, after=20.0)
+    turns = [driver.arrive(f"early {number}", 45_000) for number in range(4)]
+    waits = driver.arrive("late", 45_000)
+    assert left_seconds(driver) > 600.0
+    for number, turn in enumerate(turns):
+        driver.finish(turn, after=5.0)
+        driver.release(f"early {number}")
+    driver.advance(1.0)
+    assert waits in driver.running
+    driver.close()
+
+
+def test_failed_and_abandoned_turns_leave_no_backlog() -> None:
+    """Nor do they where they were sent first."""
+    driver = paced(200_000, 200_000)
+    turn = driver.arrive("retried", 80_000)
+    first = driver.where[turn]
+    driver.fail(turn, after=0.1)
+    second = driver.where[turn]
+    assert first != second
+    assert (left_seconds(driver, first), left_seconds(driver, second)) == (0.0, pytest.approx(80.0))
+    driver.abandon(turn, after=0.1)
+    assert left_seconds(driver, second) == 0.0
+    driver.close()
+
+
+def test_backend_that_comes_back_has_no_backlog() -> None:
+    """Whether it failed, or another one came under its name."""
+    driver = paced(200_000)
+    driver.arrive("lost", 150_000)
+    driver.send(BackendFailed(A, "it does not answer"))
+    driver.send(BackendRecovered(A), 1.0)
+    assert left_seconds(driver) == 0.0
+    driver.close()
+
+
+def test_chats_keep_no_program_waiting() -> None:
+    """They come each second, with a beginning that is cached: nobody can tell how little there is to compute."""
+    driver = paced(100_000, guest_ratio="0.2")
+    runs = driver.arrive("runs", 90_000)
+    driver.advance(100.0)
+    waits, chats = driver.arrive("waits", 50_000), []
+    for _ in range(20):
+        chats.append(driver.arrive(None, 1_100, prefixes=[SYSTEM_PROMPT], after=1.0))
+        if len(chats) > 2:
+            driver.finish(chats.pop(0))
+    driver.finish(runs)
+    driver.release("runs")
+    assert waits in driver.running
+    driver.close()
+
+
+def test_shared_beginning_is_computed_once() -> None:
+    """Best of 8: a task of 30,000 tokens, and 500 of each one's own."""
+    task = Prefix(PrefixKey("task"), 30_000 * BYTES_PER_TOKEN)
+    driver = paced(60_000)
+    runs = driver.arrive("runs", 55_000)
+    driver.advance(60.0)
+    group = [driver.arrive(f"rollout {number}", 30_500, prefixes=[task]) for number in range(8)]
+    driver.release("runs")
+    driver.finish(runs)
+    driver.advance(30.5 + 8 * 1.0 + 1.0)
+    assert all(turn in driver.running for turn in group)
+    driver.close()
+
+
+def test_newcomer_goes_where_the_head_of_the_line_does_not() -> None:
+    """At once: that one waits for a prompt elsewhere."""
+    driver = paced(40_000, 6_000)
+    on_a, on_b = driver.arrive("a", 20_000), driver.arrive("b", 5_500)
+    driver.arrive("c", 19_000)
+    driver.advance(10.0)
+    head = driver.arrive("head", 15_000)
+    driver.finish(on_a)
+    driver.release("a")
+    assert head in driver.held
+    driver.finish(on_b)
+    driver.release("b")
+    newcomer = driver.arrive("newcomer", 3_000, after=0.1)
+    assert (driver.where.get(newcomer), head in driver.held) == (B, True)
+    driver.close()
+
+
+def test_nobody_is_paused_for_who_would_wait_for_a_prompt() -> None:
+    """The idle program keeps its place until that is computed."""
+    driver = paced(20_000, idle_lease_seconds="5")
+    act(driver, ("idle", 9_000))
+    driver.advance(15.0)
+    driver.arrive("large", 8_000)
+    waits = driver.arrive("waits", 9_000, after=1.0)
+    driver.advance(1.5)
+    assert (paused(driver), waits in driver.held) == ([], True)
+    driver.advance(7.0)
+    assert (paused(driver), waits in driver.running) == (["idle"], True)
+    driver.close()
+
+
+def test_who_waits_for_a_prompt_stops_no_rotation_elsewhere() -> None:
+    """B's program had its quantum, and somebody could use B: the first in line, as there is no prompt to compute."""
+    driver = paced(40_000, 25_000, quantum_turns="1")
+    on_a, on_b = driver.arrive("a", 20_000), driver.arrive("b", 20_000)
+    driver.arrive("long", 15_000)
+    first, second = driver.arrive("first", 10_000), driver.arrive("second", 18_000)
+    driver.release("a")
+    driver.finish(on_a)
+    assert (first in driver.held, second in driver.held) == (True, True)
+    driver.advance(3.0)
+    driver.finish(on_b)
+    assert (paused(driver), driver.where.get(first)) == (["b"], B)
+    driver.close()
+
+
+def test_large_one_off_turns_wait_for_prompts_of_programs() -> None:
+    """As programs do. How long their own take is not known: they end without a word of it."""
+    driver = paced(40_000)
+    runs, large = driver.arrive("runs", 20_000), driver.arrive("large", 19_000)
+    turn = driver.arrive(None, 12_000)
+    driver.finish(runs, after=1.0)
+    driver.release("runs")
+    assert turn in driver.held
+    driver.advance(38.5)
+    assert turn in driver.running
+    driver.finish(large)
     driver.close()
 
 

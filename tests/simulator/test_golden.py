@@ -116,6 +116,16 @@ def test_published_scheduler_without_decay_collapses_where_nobody_releases(seed:
     assert rate("pause-resume") > 0.95 * base
 
 
+def test_default_preset_does_as_well_where_nobody_releases() -> None:
+    """Under pressure: programs that are done give way."""
+
+    def rate(release_ratio: float) -> float:
+        scenario = Scenario("swe-agent", release_ratio=release_ratio, horizon_seconds=3600.0, warmup_seconds=1800.0)
+        return run(scenario, parse_arm("pause-resume")).turns_per_minute
+
+    assert rate(0.0) > 0.9 * rate(1.0)
+
+
 def test_sub_agents_that_are_done_bar_nobody() -> None:
     """They end without a word: what they left counts until it is not worth its room any more, and no longer."""
     base, ours = (figures("sub-agents", arm, 16, 1, 0, 1500.0) for arm in ("affinity", "pause-resume"))

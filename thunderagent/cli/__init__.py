@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import IO, Any
@@ -87,7 +88,8 @@ class _LazyGroup(click.Group):
             known = command in _COMMANDS
             raise _OneLineUsageError(f"thunderagent {command}" if known else "thunderagent", error) from None
         except KeyboardInterrupt:
-            click.echo(f"\nthunderagent {ctx.invoked_subcommand}: interrupted", err=True)
+            line_end = "\n" if sys.stderr.isatty() else ""  # of the line with the terminal's ^C
+            click.echo(f"{line_end}thunderagent {ctx.invoked_subcommand}: interrupted", err=True)
             raise SystemExit(_INTERRUPTED) from None
 
 

@@ -118,12 +118,11 @@ def _call(url: str, token: str | None, body: dict[str, Any] | None = None) -> di
 
 def _message(answer: str) -> str:
     """What an error's answer says, in one line."""
-    text = answer
     try:
-        text = str(json.loads(answer)["error"]["message"])
-    except (ValueError, LookupError, TypeError):
-        pass  # somebody else's error
-    return " ".join(text.split())
+        found = json.loads(answer)["error"]["message"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        found = None  # somebody else's error
+    return " ".join((found if isinstance(found, str) else answer).split())
 
 
 def _failure(url: str, what: str) -> SystemExit:
