@@ -11,6 +11,9 @@ STAMP := $(VENV)/.thunderagent-installed
 LOG := $(VENV)/install.log
 UV := $(shell command -v uv 2>/dev/null)
 
+# Where a container has this set, each of the hundreds of processes that the tests start compiles the sources anew.
+export PYTHONDONTWRITEBYTECODE =
+
 COMPARE ?=
 BACKENDS ?=
 MODEL ?=

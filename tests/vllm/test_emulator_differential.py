@@ -7,6 +7,7 @@ counters. A scenario also says what vLLM does in it, so that it cannot pass with
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import attrs
@@ -25,9 +26,24 @@ from engine_differential import (
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
-RANDOM = [random_load(seed) for seed in range(500)]
-AGENTS = [agent_load(seed, agents) for seed, agents in enumerate((4, 6, 8))]
-AHEAD = [attrs.evolve(load, run_ahead=True, aborts=[], resets=[]) for load in [*RANDOM[:200], *AGENTS]]
+
+@cache
+def random_loads() -> list[Load]:
+    """Made when they are asked for: to collect the other tests takes a second less without them."""
+    return [random_load(seed) for seed in range(500)]
+
+
+@cache
+def agent_loads() -> list[Load]:
+    """Of few, some and many agents."""
+    return [agent_load(seed, agents) for seed, agents in enumerate((4, 6, 8))]
+
+
+@cache
+def loads_ahead() -> list[Load]:
+    """Those for an engine that plans a step before it knows the last one's tokens."""
+    loads = [*random_loads()[:200], *agent_loads()]
+    return [attrs.evolve(load, run_ahead=True, aborts=[], resets=[]) for load in loads]
 
 
 def span(start: int, count: int) -> list[int]:
@@ -146,7 +162,12 @@ SCENARIOS: dict[str, Load] = {
 @pytest.fixture(scope="module")
 def vllm() -> dict[str, list[Story]]:
     """vLLM's stories of all loads, by group; one child process for all of them."""
-    groups = {"scenarios": list(SCENARIOS.values()), "random": RANDOM, "agents": AGENTS, "ahead": AHEAD}
+    groups = {
+        "scenarios": list(SCENARIOS.values()),
+        "random": random_loads(),
+        "agents": agent_loads(),
+        "ahead": loads_ahead(),
+    }
     stories = iter(replay_vllm([load for loads in groups.values() for load in loads]))
     return {name: [next(stories) for _ in loads] for name, loads in groups.items()}
 
@@ -208,7 +229,7 @@ def test_random_sequences_go_as_in_vllm(vllm: dict[str, list[Story]]) -> None:
     """Growing, branching and repeating conversations on engines too small for them, in both policies."""
     differences = {
         seed: difference
-        for seed, (story, load) in enumerate(zip(vllm["random"], RANDOM, strict=True))
+        for seed, (story, load) in enumerate(zip(vllm["random"], random_loads(), strict=True))
         if (difference := first_difference(story, replay_emulated(load)))
     }
     assert differences == {}
@@ -222,12 +243,12 @@ def test_random_sequences_are_eventful(vllm: dict[str, list[Story]]) -> None:
     assert sum(story.counters["evictions"] for story in stories) > 10_000
     assert sum(story.counters["hits_tokens"] for story in stories) > 200_000
     assert sum(story.counters["preempted_hits_tokens"] for story in stories) > 50_000
-    assert sum(bool(load.aborts) for load in RANDOM) > 50
+    assert sum(bool(load.aborts) for load in random_loads()) > 50
 
 
 def test_agents_go_as_in_vllm(vllm: dict[str, list[Story]]) -> None:
     """The load that the router is for, at a size as of a small engine."""
-    for story, load in zip(vllm["agents"], AGENTS, strict=True):
+    for story, load in zip(vllm["agents"], agent_loads(), strict=True):
         assert first_difference(story, replay_emulated(load)) is None
 
 
@@ -237,11 +258,11 @@ def test_planning_ahead_makes_little_difference(vllm: dict[str, list[Story]]) ->
     A request that ended holds its blocks for a step more. docs/architecture.md gives the sizes of the difference.
     """
     theirs = vllm["ahead"]
-    ours = [replay_emulated(load) for load in AHEAD]
-    for story, emulated in zip(theirs[-len(AGENTS) :], ours[-len(AGENTS) :], strict=True):
+    ours, agents = [replay_emulated(load) for load in loads_ahead()], len(agent_loads())
+    for story, emulated in zip(theirs[-agents:], ours[-agents:], strict=True):
         assert hit_ratio([emulated]) == pytest.approx(hit_ratio([story]), abs=0.001)
         assert finished(emulated) == finished(story)
-    theirs, ours = theirs[: -len(AGENTS)], ours[: -len(AGENTS)]
+    theirs, ours = theirs[:-agents], ours[:-agents]
     assert hit_ratio(ours) == pytest.approx(hit_ratio(theirs), abs=0.005)
     assert batches(ours) == pytest.approx(batches(theirs), rel=0.01)
     preemptions = [sum(len(preempted(story)) for story in stories) for stories in (ours, theirs)]
