@@ -155,6 +155,8 @@ def _check_queue(cluster: Cluster, found: list[str]) -> None:
 
 
 def _need_tokens(program: Program) -> int:
+    if not program.held and not program.forwarded:
+        return program.kept_tokens
     need = {branch: branch.kept_tokens for branch in program.branches.values()}
     for turn in (*program.held.values(), *program.forwarded.values()):
         if not turn.waits_alone:

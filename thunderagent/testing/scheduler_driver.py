@@ -341,8 +341,9 @@ class SchedulerDriver:
         """
         cluster = self.cluster
         invariants.check(cluster)
-        known = {turn.id: turn.backend for turn in cluster.turn_by_id.values()}
-        assert set(known) == set(self.held) | set(self.running), "a turn was lost, or is known twice"
+        known = {turn.id for turn in cluster.turn_by_id.values()}
+        assert known == self.held.keys() | self.running.keys(), "a turn was lost, or is known twice"
+        next_at = self.scheduler.next_deadline()
         for turn in cluster.turn_by_id.values():
             if turn.status is TurnStatus.FORWARDED:
                 assert turn.backend is not None
@@ -354,7 +355,7 @@ class SchedulerDriver:
             is_limited = self.settings.max_hold_seconds > 0 and not waiter.is_urgent
             assert not is_limited or turn.deadline_at is not None, f"turn {turn.id} is held for ever"
             if turn.deadline_at is not None:
-                due_at, next_at = turn.deadline_at, self.scheduler.next_deadline()
+                due_at = turn.deadline_at
                 is_seen_to = next_at is not None and next_at <= due_at
                 assert is_seen_to, f"turn {turn.id} is due at {due_at}, the next tick at {next_at}"
 
