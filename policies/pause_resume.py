@@ -108,7 +108,7 @@ class PauseResume(Policy):
         chosen = self._places.find(turn, since, cluster)
         if chosen is None:
             return None
-        self._places.let_in(turn, chosen, cluster)
+        self._places.let_in(turn, cluster.demand(turn), chosen, cluster)
         return chosen.id
 
     def rank(self, waiter: WaiterView) -> float:
@@ -190,9 +190,7 @@ class PauseResume(Policy):
                 continue
             key = (first.turn.id, first.need_tokens)
             known = stuck.get(key)
-            if known is not None and trigger is Trigger.TURN_HELD and known[1] < math.inf:
-                known = None  # who just came behind it may go where it may not
-            if known is not None and not is_full and not self._is_helped(first, cluster, backends, *known):
+            if known is not None and not is_full and not self._is_helped(first, cluster, backends, trigger, *known):
                 self._stuck[key] = known
                 continue
             yield from self._resume_line(line, cluster, backends, picked, is_full=is_full)
@@ -202,18 +200,21 @@ class PauseResume(Policy):
         first: WaiterView,
         cluster: ClusterView,
         changed: Sequence[BackendView],
+        trigger: Trigger,
         least_tokens: int,
         computed_at: float,
     ) -> bool:
-        """Whether who was let in nowhere may go to a backend that changed, or has waited for a prompt long enough."""
-        if cluster.now >= computed_at:
-            return True
+        """Whether who was let in nowhere may go to a backend that changed, or has waited for a prompt long enough; or
+        somebody came behind it who may go elsewhere meanwhile."""
         turn, places = first.turn, self._places
+        if computed_at < math.inf:
+            if trigger is Trigger.TURN_HELD or cluster.now >= computed_at:
+                return True
+            changed = [backend for backend in changed if places.to_wait_seconds(turn, backend, cluster) <= 0.0]
         if not places.is_guest(turn):
-            free = (backend for backend in changed if places.to_wait_seconds(turn, backend, cluster) <= 0.0)
-            return self._rooms.any_has(free, least_tokens)
+            return self._rooms.any_has(changed, least_tokens)
         demand = cluster.demand(turn)
-        return any(turn.may_run_on(backend) and self._places.fits(turn, demand, backend) for backend in changed)
+        return any(turn.may_run_on(backend) and places.fits(turn, demand, backend) for backend in changed)
 
     def _resume_line(
         self,
@@ -246,7 +247,7 @@ class PauseResume(Policy):
             demand = cluster.demand(turn)
             to_wait_seconds = 0.0 if chosen is None else places.to_wait_seconds(turn, chosen, cluster)
             if chosen is not None and to_wait_seconds <= 0.0:
-                places.let_in(turn, chosen, cluster)
+                places.let_in(turn, demand, chosen, cluster)
                 self._rooms.take(chosen, self._rooms.added_tokens(demand, chosen), is_guest=turn.waits_alone)
                 yield AdmitTurn(turn.id, chosen.id) if program is None else Admit(program.id, chosen.id)
                 continue
