@@ -190,7 +190,8 @@ FULL = Grid(
 PARTS = Grid(ABLATION, (1,), ((2.0, 1.0), (2.0, 0.0)), 3, window_seconds=(2400.0, 2400.0), mark="ablation")
 _FRONT = {name: ARMS[name] for name in ("affinity", "published", "first-come", "batch", "balanced", "interactive")}
 ROBUST = Grid(_FRONT, (1,), ((1.6, 1.0),), 3, perturbed=PERTURBED, mark="perturbed")
-MANY = Grid(_FRONT, (16,), ((1.6, 0.5),), 1, mark="many")
+_ENDS = {name: ARMS[name] for name in ("affinity", "published", "batch", "interactive")}
+MANY = Grid(_ENDS, (16,), ((1.6, 0.5),), 1, mark="many")
 _GLM, _QWEN = H100_GLM_355B.name, H100_QWEN3_CODER_30B.name
 ASIDE = Grid(
     _FRONT,
