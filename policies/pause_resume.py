@@ -65,6 +65,7 @@ class PauseResume(Policy):
     tick_seconds: float | None = field(init=False)
     buffer_tokens: int = field(init=False)
     on_hold_limit: OnHoldLimit = field(init=False)
+    wake_at: float | None = field(init=False, default=None)
     _rooms: Rooms = field(init=False)
     _places: Places = field(init=False)
     _pauses: Pauses = field(init=False)
@@ -133,6 +134,7 @@ class PauseResume(Policy):
         outgrown = rooms.rebuild(cluster) if is_full else rooms.refresh(cluster, backends)
         if is_full:
             self._places.backlogs.forget_done(cluster)
+        self.wake_at = None
         is_time, is_published = settings.react or trigger is Trigger.TICK, settings.resume_order == "published"
         picked: set[ProgramId | TurnId] = set()
         for decision in resume_published(cluster, rooms) if is_time and is_published else ():
@@ -183,7 +185,7 @@ class PauseResume(Policy):
         those behind it there only. The first of a line that
         fitted nowhere is looked at again where accounts changed, everywhere only on ticks.
         """
-        stuck, self._stuck = self._stuck, {}
+        settings, stuck, self._stuck = self.settings, self._stuck, {}
         for line in cluster.waiting_lines():
             first = line[0]
             if not asks(first):
@@ -194,6 +196,9 @@ class PauseResume(Policy):
                 self._stuck[key] = known
                 continue
             yield from self._resume_line(line, cluster, backends, picked, is_full=is_full)
+        if settings.pace_prefills and settings.react:
+            computed_at = min((at for _, at in self._stuck.values()), default=math.inf)
+            self.wake_at = computed_at if computed_at < math.inf else None
 
     def _is_helped(
         self,

@@ -9,6 +9,10 @@ from thunderagent.policy import BackendId, BackendView, ClusterView, ProgramView
 __all__ = ["Backlogs"]
 
 
+_LEAST_SECONDS = 0.001
+"""Less is nothing to wait for, and may be left of what is over by rounding."""
+
+
 @frozen
 class _Prompts:
     """Those of a backend, of which the last one let in is computed last."""
@@ -23,7 +27,8 @@ class _Prompts:
         is_over = self.program.place is not backend or not self.program.turn_count
         if is_over and self.since < now:
             return 0.0
-        return max(0.0, self.ratio * (backend.refill_seconds or 0.0) - (now - self.since))
+        seconds = self.ratio * (backend.refill_seconds or 0.0) - (now - self.since)
+        return seconds if seconds > _LEAST_SECONDS else 0.0
 
 
 @define(eq=False)

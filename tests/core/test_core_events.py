@@ -151,6 +151,24 @@ def test_policys_tick_counts_from_the_first_event_and_from_each_tick() -> None:
     assert [trigger.value for trigger in policy.triggers] == ["backends_changed", "tick"]
 
 
+def test_policy_is_woken_once_at_the_time_it_named() -> None:
+    """Though it goes on naming it; an event at that time does as well as a tick."""
+    policy = Scripted()
+    driver = SchedulerDriver(policy)
+    driver.add("A")
+    policy.wake_at = 7.0
+    assert driver.scheduler.next_deadline() == 7.0
+    driver.send(Tick(), after=6.0)
+    assert (driver.scheduler.next_deadline(), len(policy.triggers)) == (7.0, 1)
+    driver.send(Tick(), after=1.5)
+    assert [trigger.value for trigger in policy.triggers] == ["backends_changed", "tokens_changed"]
+    assert driver.scheduler.next_deadline() is None
+    policy.wake_at = 7.25
+    assert driver.scheduler.next_deadline() is None
+    policy.wake_at = 9.0
+    assert driver.scheduler.next_deadline() == 9.0
+
+
 def test_tick_before_its_time_does_nothing(driver: SchedulerDriver) -> None:
     """The driver may wake up early."""
     assert driver.send(Tick(), after=1.0) == []

@@ -44,7 +44,7 @@ def three_wait(**options: str) -> tuple[SchedulerDriver, list[int]]:
 
 
 def test_those_that_wait_are_let_in_one_after_the_other() -> None:
-    """Each when the prompt before it is probably computed: 3.5 s here, and a tick later at most."""
+    """Each when the prompt before it is probably computed: after 3.5 s here, with no tick or event to wait for."""
     driver, waiting = three_wait()
     running: list[float] = []
     began_at = driver.now
@@ -52,8 +52,23 @@ def test_those_that_wait_are_let_in_one_after_the_other() -> None:
         running.append(sum(turn in driver.running for turn in waiting))
         driver.advance(1.0)
     assert running[:4] == [1, 1, 1, 1]
-    assert (running.index(2), running.index(3)) == (4, 8)
+    assert (running.index(2), running.index(3)) == (4, 7)
     assert driver.now == pytest.approx(began_at + 12.0)
+    driver.close()
+
+
+def test_who_waits_for_a_prompt_is_woken_for_it() -> None:
+    """The scheduler's deadline is when it is computed, and is over then."""
+    driver, waiting = three_wait(tick_seconds="1000")
+    began_at = driver.now
+    for number, turn in enumerate(waiting):
+        assert turn in driver.running
+        woken_at = driver.scheduler.next_deadline()
+        assert woken_at is not None
+        if number < 2:
+            assert woken_at == pytest.approx(began_at + 3.5 * (number + 1), abs=0.01)
+            driver.advance(woken_at - driver.now)
+    assert woken_at > driver.now + 100.0
     driver.close()
 
 

@@ -435,6 +435,10 @@ class Policy(ABC):
     tick_seconds: float | None = None
     """How often to be called with ``Trigger.TICK``; None: only on events."""
 
+    wake_at: float | None = None
+    """A reading of ``cluster.now`` at which ``rebalance`` is to be called once, with ``Trigger.TOKENS_CHANGED``, though
+    nothing may happen by then; read after each event. None: with the next event or tick."""
+
     @classmethod
     def from_options(cls, options: Mapping[str, str]) -> Policy:
         """Build the policy from ``--policy-option key=value``.

@@ -7,6 +7,7 @@ An event that makes no sense raises ``IllegalEvent`` before anything has changed
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -70,6 +71,8 @@ class Scheduler:
     _reservations: Reservations = field(init=False)
     _decider: Decider = field(init=False)
     _next_tick_at: float | None = field(init=False, default=None)
+    _woken_at: float = field(init=False, default=-math.inf)
+    """The last reading at which the policy was asked as it had wanted: each is served once."""
     _program_sequence: int = field(init=False, default=0)
     _handlers: dict[type[Any], Callable[[Any], Trigger | None]] = field(init=False)
 
@@ -140,6 +143,9 @@ class Scheduler:
         earliest_at, tick_at = self._placement.due_at, self._next_tick_at
         if tick_at is not None and (earliest_at is None or tick_at < earliest_at):
             earliest_at = tick_at
+        wake_at = self.policy.wake_at
+        if wake_at is not None and wake_at > self._woken_at and (earliest_at is None or wake_at < earliest_at):
+            earliest_at = wake_at
         if self.cluster.idle:
             expiry_at = self._next_expiry()
             if expiry_at is not None and (earliest_at is None or expiry_at < earliest_at):
@@ -428,6 +434,10 @@ class Scheduler:
         if self._next_tick_at is not None and self._next_tick_at <= self.cluster.now:
             self._next_tick_at = self.cluster.now + cast(float, self.policy.tick_seconds)
             trigger = Trigger.TICK
+        wake_at = self.policy.wake_at
+        if wake_at is not None and self._woken_at < wake_at <= self.cluster.now:
+            self._woken_at = self.cluster.now
+            trigger = trigger or Trigger.TOKENS_CHANGED
         if trigger is None and is_overdue:
             trigger = unfinished.take_trigger() or Trigger.TOKENS_CHANGED
         return trigger
