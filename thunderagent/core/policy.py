@@ -436,8 +436,8 @@ class Policy(ABC):
     """How often to be called with ``Trigger.TICK``; None: only on events."""
 
     wake_at: float | None = None
-    """A reading of ``cluster.now`` at which ``rebalance`` is to be called once, with ``Trigger.TOKENS_CHANGED``, though
-    nothing may happen by then; read after each event. None: with the next event or tick."""
+    """A reading of ``cluster.now`` at which ``rebalance`` is to be called, with ``Trigger.TOKENS_CHANGED``, though
+    nothing may happen by then: once, and read after each event. None: with the next event or tick."""
 
     @classmethod
     def from_options(cls, options: Mapping[str, str]) -> Policy:
