@@ -89,7 +89,8 @@ class _LazyGroup(click.Group):
             raise _OneLineUsageError(f"thunderagent {command}" if known else "thunderagent", error) from None
         except KeyboardInterrupt:
             line_end = "\n" if sys.stderr.isatty() else ""  # of the line with the terminal's ^C
-            click.echo(f"{line_end}thunderagent {ctx.invoked_subcommand}: interrupted", err=True)
+            name = " ".join(filter(None, ("thunderagent", ctx.invoked_subcommand)))
+            click.echo(f"{line_end}{name}: interrupted", err=True)
             raise SystemExit(_INTERRUPTED) from None
 
 
