@@ -43,9 +43,6 @@ __all__ = ["PRESETS", "PauseResume", "Settings"]
 _LOOK_PAST = 64
 """Backends that waiters may keep to themselves before those behind them are looked at no more."""
 
-_UNBOUNDED_TOKENS = 2**62
-"""More than anybody needs."""
-
 _LOOK_PAST_PACED = 8
 """Waiters of a line that may wait for prompts to be computed before those behind them are looked at no more."""
 
@@ -69,7 +66,7 @@ class PauseResume(Policy):
     _rooms: Rooms = field(init=False)
     _places: Places = field(init=False)
     _pauses: Pauses = field(init=False)
-    _stuck: dict[tuple[TurnId, int], tuple[int, float]] = field(factory=dict)
+    _stuck: dict[tuple[TurnId, int], tuple[float, float]] = field(factory=dict)
     """The first of each line that is let in nowhere, with its need: the least room that could help the line, and when
     a prompt is computed that it waits for (infinite: it waits for room)."""
     _ended: dict[tuple[str | None, bool], tuple[int, frozenset[BackendId]]] = field(factory=dict)
@@ -182,8 +179,8 @@ class PauseResume(Policy):
         """Each line in its order, but for who was ``picked`` already, up to the first who fits nowhere.
 
         Who waits for the one backend with its prefix, or until prompts are computed on the one chosen for it, stops
-        those behind it there only. The first of a line that
-        fitted nowhere is looked at again where accounts changed, everywhere only on ticks.
+        those behind it there only. The first of a line that fitted nowhere is looked at again where accounts changed,
+        everywhere only on ticks.
         """
         settings, stuck, self._stuck = self.settings, self._stuck, {}
         for line in cluster.waiting_lines():
@@ -206,7 +203,7 @@ class PauseResume(Policy):
         cluster: ClusterView,
         changed: Sequence[BackendView],
         trigger: Trigger,
-        least_tokens: int,
+        least_tokens: float,
         computed_at: float,
     ) -> bool:
         """Whether who was let in nowhere may go to a backend that changed, or has waited for a prompt long enough; or
@@ -233,7 +230,7 @@ class PauseResume(Policy):
         places, kept, taken = self._places, set[BackendId](), set[BackendId]()
         most_taken = min(_LOOK_PAST, len(line[0].turn.eligible_backends))
         stuck: tuple[TurnId, int] | None = None
-        least_tokens, computed_at, paced = _UNBOUNDED_TOKENS, math.inf, 0
+        least_tokens, computed_at, paced = math.inf, math.inf, 0
         for waiter in self._in_reach(line, kept, taken, is_full=is_full):
             if len(taken) >= most_taken or paced >= _LOOK_PAST_PACED:
                 break

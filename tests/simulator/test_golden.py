@@ -117,13 +117,14 @@ def test_published_scheduler_without_decay_collapses_where_nobody_releases(seed:
 
 
 def test_default_preset_does_as_well_where_nobody_releases() -> None:
-    """Under pressure: programs that are done give way."""
+    """Under pressure: programs that are done give way; under the published scheduler they take half of the turns."""
 
-    def rate(release_ratio: float) -> float:
+    def rate(arm: str, release_ratio: float) -> float:
         scenario = Scenario("swe-agent", release_ratio=release_ratio, horizon_seconds=3600.0, warmup_seconds=1800.0)
-        return run(scenario, parse_arm("pause-resume")).turns_per_minute
+        return run(scenario, parse_arm(arm)).turns_per_minute
 
-    assert rate(0.0) > 0.9 * rate(1.0)
+    assert rate("pause-resume", 0.0) > 0.9 * rate("pause-resume", 1.0)
+    assert rate(PAPER, 0.0) < 0.6 * rate(PAPER, 1.0)
 
 
 def test_sub_agents_that_are_done_bar_nobody() -> None:

@@ -143,8 +143,8 @@ class Scheduler:
         earliest_at, tick_at = self._placement.due_at, self._next_tick_at
         if tick_at is not None and (earliest_at is None or tick_at < earliest_at):
             earliest_at = tick_at
-        wake_at = self.policy.wake_at
-        if wake_at is not None and wake_at > self._woken_at and (earliest_at is None or wake_at < earliest_at):
+        wake_at = self._next_wake()
+        if wake_at is not None and (earliest_at is None or wake_at < earliest_at):
             earliest_at = wake_at
         if self.cluster.idle:
             expiry_at = self._next_expiry()
@@ -434,8 +434,8 @@ class Scheduler:
         if self._next_tick_at is not None and self._next_tick_at <= self.cluster.now:
             self._next_tick_at = self.cluster.now + cast(float, self.policy.tick_seconds)
             trigger = Trigger.TICK
-        wake_at = self.policy.wake_at
-        if wake_at is not None and self._woken_at < wake_at <= self.cluster.now:
+        wake_at = self._next_wake()
+        if wake_at is not None and wake_at <= self.cluster.now:
             self._woken_at = self.cluster.now
             trigger = trigger or Trigger.TOKENS_CHANGED
         if trigger is None and is_overdue:
@@ -452,6 +452,11 @@ class Scheduler:
         else:
             self._decider.unhold(turn)
             self._decider.place(turn)
+
+    def _next_wake(self) -> float | None:
+        """When the policy wants to be asked, unless it was for that."""
+        wake_at = self.policy.wake_at
+        return wake_at if wake_at is not None and wake_at > self._woken_at else None
 
     def _next_expiry(self) -> float | None:
         ttl_seconds = self.settings.program_ttl_seconds

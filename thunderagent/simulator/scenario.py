@@ -169,7 +169,7 @@ class Scenario:
 
     @property
     def _mean_program(self) -> MeanProgram:
-        return mean_program_of(self.workload, self.machine)
+        return mean_program(WORKLOADS[self.workload], self.machine)
 
     @property
     def prefill_seconds(self) -> float:
@@ -234,12 +234,6 @@ def shortest_tokens(workload: str) -> int:
     """Of a sample of a workload's programs, the least that one holds when it holds most."""
     chance = random.Random(f"{workload} shortest")
     return min(WORKLOADS[workload].program(chance).conversation.peak_tokens for _ in range(_SAMPLE))
-
-
-@lru_cache
-def mean_program_of(workload: str, preset: Preset) -> MeanProgram:
-    """Of a workload by its name, kept."""
-    return mean_program(WORKLOADS[workload], preset)
 
 
 @lru_cache

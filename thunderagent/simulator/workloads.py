@@ -12,6 +12,7 @@ import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import ClassVar
 
 from attrs import evolve, field, frozen
@@ -305,6 +306,7 @@ class MeanProgram:
     """From its first turn to its last answer."""
 
 
+@lru_cache
 def mean_program(workload: Workload, preset: Preset, *, programs: int = 200) -> MeanProgram:
     """Drawn from so many. Times are those of an engine with a few others on it; sub-agents count while they run."""
     chance = random.Random(f"{workload.name} footprint")
