@@ -165,9 +165,11 @@ class BackendPool:
     async def wait_first_looks(self, timeout_seconds: float) -> None:
         """Wait until each backend was looked at once, or the time is over."""
         looks = [asyncio.ensure_future(entry.first_look.wait()) for entry in self.watched.values()]
-        if looks:
-            _, pending = await asyncio.wait(looks, timeout=timeout_seconds)
-            for look in pending:
+        try:
+            if looks:
+                await asyncio.wait(looks, timeout=timeout_seconds)
+        finally:
+            for look in looks:
                 look.cancel()
 
     async def close(self) -> None:

@@ -11,6 +11,7 @@ import structlog
 from aiohttp import web
 
 from thunderagent import __version__
+from thunderagent.backends import stop_task
 from thunderagent.config import Settings
 from thunderagent.errors import ConfigError
 from thunderagent.garbage import small_collections
@@ -51,26 +52,43 @@ def run(settings: Settings) -> int:
 
 async def _serve(settings: Settings) -> int:
     app = create_app(settings)
-    state = app[STATE]
     signals = _Signals()
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_CANCEL_SECONDS)
+    status = 0
     try:
-        await runner.setup()
-        site = web.TCPSite(runner, settings.host, settings.port, backlog=_BACKLOG)
-        try:
-            await site.start()
-        except OSError as error:
-            raise _listen_error(settings, error) from None
-        _say_started(settings, runner)
-        with small_collections():
-            await signals.first.wait()
-            is_drained = await _drain(state, signals)
-            status = 128 + signals.second_number if signals.second.is_set() and not is_drained else 0
-            await _cut_turns(state)
+        if await _set_up(runner, signals):
+            status = await _listen(settings, runner, app[STATE], signals)
     finally:
         await runner.cleanup()
         signals.restore()
     _log.info("daemon.stopped", status=status)
+    return status
+
+
+async def _set_up(runner: web.AppRunner, signals: _Signals) -> bool:
+    """Look at the backends first; False where a signal came before that was done."""
+    setting_up = asyncio.create_task(runner.setup())
+    stopping = asyncio.create_task(signals.first.wait())
+    await asyncio.wait((setting_up, stopping), return_when=asyncio.FIRST_COMPLETED)
+    is_set_up = setting_up.done()
+    await stop_task(stopping)
+    await stop_task(setting_up)
+    return is_set_up
+
+
+async def _listen(settings: Settings, runner: web.AppRunner, state: State, signals: _Signals) -> int:
+    """Until a signal comes, and the drain is over; the exit status."""
+    site = web.TCPSite(runner, settings.host, settings.port, backlog=_BACKLOG)
+    try:
+        await site.start()
+    except OSError as error:
+        raise _listen_error(settings, error) from None
+    _say_started(settings, runner)
+    with small_collections():
+        await signals.first.wait()
+        is_drained = await _drain(state, signals)
+        status = 128 + signals.second_number if signals.second.is_set() and not is_drained else 0
+        await _cut_turns(state)
     return status
 
 

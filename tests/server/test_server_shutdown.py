@@ -123,6 +123,20 @@ async def test_first_signal_drains(stack: Stack, serve: Any, session: aiohttp.Cl
     assert daemon.other == []
 
 
+async def test_signal_before_the_first_look_ends_it(stack: Stack, serve: Any) -> None:
+    """A backend that does not answer is not waited for, and nothing is left open."""
+    fake = await stack.fake()
+    fake.pages = dict.fromkeys(("/health", "/v1/models", "/metrics"))
+    daemon = await serve("serve", *options(fake))
+    await until(lambda: fake.looks, 15)
+    daemon.process.send_signal(signal.SIGINT)
+    started_at = time.monotonic()
+    assert await daemon.ended() == 0
+    assert time.monotonic() - started_at < 2
+    assert [line["event"] for line in daemon.lines] == ["daemon.stopped"]
+    assert daemon.other == []
+
+
 async def cut_stream(answer: aiohttp.ClientResponse) -> dict[str, Any]:
     """The error in the last event of a stream that must end without its terminating chunk."""
     received = bytearray()

@@ -77,15 +77,17 @@ async def _writing(app: web.Application) -> AsyncIterator[None]:
 
 async def _watching(app: web.Application) -> AsyncIterator[None]:
     state = app[STATE]
-    state.configured = tuple(state.pool.add(config) for config in state.settings.backends)
-    await state.pool.wait_first_looks(_FIRST_LOOK_SECONDS)
-    state.is_started = True
-    yield
-    state.is_started = False
-    await state.pool.close()
-    if state.following is not None:
-        state.following.close()
-    state.gateway.stop()  # last: what the watching tasks tell arms its timer
+    try:
+        state.configured = tuple(state.pool.add(config) for config in state.settings.backends)
+        await state.pool.wait_first_looks(_FIRST_LOOK_SECONDS)
+        state.is_started = True
+        yield
+    finally:
+        state.is_started = False
+        await state.pool.close()
+        if state.following is not None:
+            state.following.close()
+        state.gateway.stop()  # last: what the watching tasks tell arms its timer
 
 
 async def _foreseeing(app: web.Application) -> AsyncIterator[None]:

@@ -66,7 +66,7 @@ def guarded(answer: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
         return answer
 
     def fail(future: asyncio.Future[None]) -> None:
-        cause = None if future.cancelled() else future.exception()
+        cause = _read_reason(future)
         found = content.exception()
         if isinstance(found, BaseException):
             found.__cause__ = cause or found.__cause__
@@ -81,7 +81,14 @@ def guarded(answer: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
 
 
 def _forget(closed: asyncio.Future[None], callback: Callable[[asyncio.Future[None]], None]) -> None:
-    closed.remove_done_callback(callback)
+    """Only its reason is still read, by one callback per connection: otherwise asyncio reports that nobody did."""
+    for each in (callback, _read_reason):
+        closed.remove_done_callback(each)
+    closed.add_done_callback(_read_reason)
+
+
+def _read_reason(closed: asyncio.Future[None]) -> BaseException | None:
+    return None if closed.cancelled() else closed.exception()
 
 
 def reuse_tracing() -> aiohttp.TraceConfig:
