@@ -46,6 +46,9 @@ _LOOK_PAST = 64
 _LOOK_PAST_PACED = 8
 """Waiters of a line that may wait for prompts to be computed before those behind them are looked at no more."""
 
+_EVERYWHERE = (Trigger.TICK, Trigger.BACKENDS_CHANGED)
+"""Triggers for which all backends are looked at; for others those are that changed."""
+
 _LOOK_AT, _LOOK_AT_ON_TICKS = 32, 1_024
 """Waiters of a line that are looked at for an event, at its head and again further back; on ticks."""
 
@@ -104,10 +107,14 @@ class PauseResume(Policy):
         self._rooms.refresh(cluster, cluster.changed_backends)
         since = cluster.now if program is None or program.waiting_since is None else program.waiting_since
         chosen = self._places.find(turn, since, cluster)
-        if chosen is None:
-            return None
-        self._places.let_in(turn, cluster.demand(turn), chosen, cluster)
+        if chosen is None or (self.wake_at is not None and self._places.to_wait_seconds(turn, chosen, cluster) > 0.0):
+            return None  # those of another line wait for prompts, too: they would never be computed
+        self._places.let_in(turn, chosen, cluster)
         return chosen.id
+
+    def placed(self, turn: TurnView, backend: BackendView, cluster: ClusterView) -> None:
+        """Its prompt is to be computed as well."""
+        self._places.let_in(turn, backend, cluster)
 
     def rank(self, waiter: WaiterView) -> float:
         """By ``resume_order``; turns without a program, which stand in a line of their own, by age, and those that
@@ -126,7 +133,7 @@ class PauseResume(Policy):
         """Pause where the cache is outgrown, resume where there is room."""
         settings, rooms = self.settings, self._rooms
         self._pauses.begin()
-        is_full = trigger is Trigger.TICK or trigger is Trigger.BACKENDS_CHANGED
+        is_full = trigger in _EVERYWHERE
         backends = cluster.backends if is_full else cluster.changed_backends
         outgrown = rooms.rebuild(cluster) if is_full else rooms.refresh(cluster, backends)
         if is_full:
@@ -143,7 +150,7 @@ class PauseResume(Policy):
             if trigger is Trigger.TURN_FINISHED and settings.rotates:
                 yield from self._pauses.end_quantum(cluster)
             if is_time and (not is_published or settings.reclaims):
-                yield from self._resume(cluster, backends, picked, is_full=is_full, trigger=trigger)
+                yield from self._resume(cluster, backends, picked, trigger)
         if settings.turns_per_program and (is_full or _holds_turns(cluster.changed_program)):
             yield from self._free_turns(cluster, is_full)
 
@@ -172,8 +179,6 @@ class PauseResume(Policy):
         cluster: ClusterView,
         backends: Sequence[BackendView],
         picked: Set[ProgramId | TurnId],
-        *,
-        is_full: bool,
         trigger: Trigger,
     ) -> Iterator[Decision]:
         """Each line in its order, but for who was ``picked`` already, up to the first who fits nowhere.
@@ -182,7 +187,8 @@ class PauseResume(Policy):
         those behind it there only. The first of a line that fitted nowhere is looked at again where accounts changed,
         everywhere only on ticks.
         """
-        settings, stuck, self._stuck = self.settings, self._stuck, {}
+        settings, is_full = self.settings, trigger in _EVERYWHERE
+        stuck, self._stuck = self._stuck, {}
         for line in cluster.waiting_lines():
             first = line[0]
             if not asks(first):
@@ -234,25 +240,21 @@ class PauseResume(Policy):
         for waiter in self._in_reach(line, kept, taken, is_full=is_full):
             if len(taken) >= most_taken or paced >= _LOOK_PAST_PACED:
                 break
-            turn, program = waiter.turn, waiter.program
+            turn = waiter.turn
             if picked and key_of(waiter) in picked:
                 continue
             bound = places.bound_to(turn, waiter.since, cluster)
             if bound is not None and bound.id in taken:
                 continue
             chosen = places.find(turn, waiter.since, cluster, taken)
-            if chosen is None:
-                victims = list(self._pauses.reclaim(waiter, cluster, backends, taken))
-                if victims:
-                    yield from victims
-                    chosen = places.find(turn, waiter.since, cluster, taken)
-            demand = cluster.demand(turn)
+            if chosen is None and (victims := list(self._pauses.reclaim(waiter, cluster, backends, taken))):
+                yield from victims
+                chosen = places.find(turn, waiter.since, cluster, taken)
             to_wait_seconds = 0.0 if chosen is None else places.to_wait_seconds(turn, chosen, cluster)
             if chosen is not None and to_wait_seconds <= 0.0:
-                places.let_in(turn, demand, chosen, cluster)
-                self._rooms.take(chosen, self._rooms.added_tokens(demand, chosen), is_guest=turn.waits_alone)
-                yield AdmitTurn(turn.id, chosen.id) if program is None else Admit(program.id, chosen.id)
+                yield self._let_in(waiter, chosen, cluster)
                 continue
+            demand = cluster.demand(turn)
             least_tokens = min(least_tokens, 0 if demand.charged else demand.bare_tokens)
             if chosen is not None:
                 computed_at, paced = min(computed_at, cluster.now + to_wait_seconds), paced + 1
@@ -267,6 +269,12 @@ class PauseResume(Policy):
                 break
         if stuck is not None:
             self._stuck[stuck] = (least_tokens, computed_at)
+
+    def _let_in(self, waiter: WaiterView, backend: BackendView, cluster: ClusterView) -> Decision:
+        turn, program, rooms = waiter.turn, waiter.program, self._rooms
+        self._places.let_in(turn, backend, cluster)
+        rooms.take(backend, rooms.added_tokens(cluster.demand(turn), backend), is_guest=turn.waits_alone)
+        return AdmitTurn(turn.id, backend.id) if program is None else Admit(program.id, backend.id)
 
     def _in_reach(
         self, line: Sequence[WaiterView], kept: set[BackendId], taken: set[BackendId], *, is_full: bool

@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from attrs import define, field, frozen
 
-from thunderagent.policy import BackendId, BackendView, ClusterView, ProgramView, TurnView
+from thunderagent.policy import BackendId, BackendView, ClusterView, TurnView
 
 __all__ = ["Backlogs"]
-
 
 _LEAST_SECONDS = 0.001
 """Less is nothing to wait for, and may be left of what is over by rounding."""
 
+_LAST = 8
+"""So many of those let in last are remembered: where one was given up, the one before it is waited for."""
+
 
 @frozen
-class _Prompts:
-    """Those of a backend, of which the last one let in is computed last."""
+class _Prompt:
+    turn: TurnView
+    let_in_at: float
+    end_tokens: float
+    """To be computed until it is, from ``_Prompts.since`` on; not in seconds, as the rate may be learned better."""
 
-    program: ProgramView
-    """That one's."""
-    ratio: float
-    """Of the backend's capacity, all together; not in seconds, as the rate may be learned better."""
+
+@define(eq=False)
+class _Prompts:
+    """Those of a backend, which computes them in the order in which they were let in, without a pause."""
+
     since: float
+    last: deque[_Prompt] = field(factory=lambda: deque(maxlen=_LAST))
+
+    def end_tokens(self, backend: BackendView, now: float) -> float:
+        """Until the last one is computed that runs and has no answer yet, nor has one after it; 0: there is none."""
+        for prompt in reversed(self.last):
+            turn = prompt.turn
+            if turn.output_tokens:
+                break
+            if turn.backend is backend or (turn.backend is None and prompt.let_in_at == now):
+                return prompt.end_tokens
+        return 0.0
 
     def left_seconds(self, backend: BackendView, now: float) -> float:
-        is_over = self.program.place is not backend or not self.program.turn_count
-        if is_over and self.since < now:
+        end_tokens, capacity_tokens = self.end_tokens(backend, now), backend.capacity_tokens
+        if not end_tokens or not capacity_tokens:
             return 0.0
-        seconds = self.ratio * (backend.refill_seconds or 0.0) - (now - self.since)
+        seconds = end_tokens / capacity_tokens * (backend.refill_seconds or 0.0) - (now - self.since)
         return seconds if seconds > _LEAST_SECONDS else 0.0
 
 
@@ -45,14 +64,16 @@ class Backlogs:
     def add(self, turn: TurnView, backend: BackendView, cluster: ClusterView, added_tokens: int) -> None:
         """The turn gives its program its place there now, which adds so much to the account; one that waits alone
         counts for nothing. What of it is still cached there is not computed again."""
-        program, capacity_tokens, now = turn.program, backend.capacity_tokens, cluster.now
-        if program is None or turn.waits_alone or backend.refill_seconds is None or not capacity_tokens:
+        program, now = turn.program, cluster.now
+        if program is None or turn.waits_alone or backend.refill_seconds is None:
             return
-        ratio = min(turn.prompt_tokens, added_tokens) / capacity_tokens
+        tokens: float = min(turn.prompt_tokens, added_tokens)
         if turn.origin == backend.id:
-            ratio *= 1.0 - cluster.resident_ratio(program)
-        left_ratio = self.seconds(backend, now) / backend.refill_seconds
-        self._prompts[backend.id] = _Prompts(program, left_ratio + ratio, now)
+            tokens *= 1.0 - cluster.resident_ratio(program)
+        prompts = self._prompts.get(backend.id)
+        if prompts is None or not prompts.left_seconds(backend, now):
+            prompts = self._prompts[backend.id] = _Prompts(now)
+        prompts.last.append(_Prompt(turn, now, prompts.end_tokens(backend, now) + tokens))
 
     def seconds(self, backend: BackendView, now: float) -> float:
         """Until the last of them is probably computed; 0 while the rate is unknown. O(1)."""

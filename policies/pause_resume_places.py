@@ -77,10 +77,11 @@ class Places:
                 found, least_seconds = backend, seconds
         return found
 
-    def let_in(self, turn: TurnView, demand: DemandView, backend: BackendView, cluster: ClusterView) -> None:
+    def let_in(self, turn: TurnView, backend: BackendView, cluster: ClusterView) -> None:
         """The turn goes there; its room is counted by ``rooms``."""
         if self.settings.pace_prefills:
-            self.backlogs.add(turn, backend, cluster, self.rooms.added_tokens(demand, backend))
+            added_tokens = self.rooms.added_tokens(cluster.demand(turn), backend)
+            self.backlogs.add(turn, backend, cluster, added_tokens)
 
     def to_wait_seconds(self, turn: TurnView, backend: BackendView, cluster: ClusterView) -> float:
         """How long a turn for which there is room should wait for prompts of others to be computed there."""

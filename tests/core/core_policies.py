@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from thunderagent.policy import (
     Admit,
     AdmitTurn,
     BackendId,
+    BackendView,
     ClusterView,
     Decision,
     Move,
@@ -83,7 +85,15 @@ class Adversary(Policy):
         self._may_raise()
         if self.random.random() < 0.05:
             return None  # type: ignore[return-value]
+        self.wake_at = self.random.choice([None, "soon", cluster.now - 1.0, cluster.now, cluster.now + 3.0, math.nan])
         return [self._decision(cluster) for _ in range(self.random.randint(0, 4))]
+
+    def placed(self, turn: TurnView, backend: BackendView, cluster: ClusterView) -> None:
+        self._may_raise()
+
+    def keep_seconds(self, backend: BackendView, cluster: ClusterView) -> float:
+        self._may_raise()
+        return self.random.choice([0.0, 5.0, math.inf, math.nan, "for ever"])  # type: ignore[return-value]
 
     def observe(self, event: object, cluster: ClusterView) -> None:
         self._may_raise()

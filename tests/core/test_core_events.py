@@ -13,7 +13,7 @@ from core_policies import Scripted, hold
 
 from thunderagent.core import commands as command_classes
 from thunderagent.core import events as event_classes
-from thunderagent.core.commands import Command, Forward
+from thunderagent.core.commands import Command, Forward, PolicyFailed
 from thunderagent.core.events import (
     BackendAdded,
     BackendFailed,
@@ -152,21 +152,42 @@ def test_policys_tick_counts_from_the_first_event_and_from_each_tick() -> None:
 
 
 def test_policy_is_woken_once_at_the_time_it_named() -> None:
-    """Though it goes on naming it; an event at that time does as well as a tick."""
+    """Though it goes on naming it."""
     policy = Scripted()
     driver = SchedulerDriver(policy)
-    driver.add("A")
     policy.wake_at = 7.0
+    driver.add("A")
     assert driver.scheduler.next_deadline() == 7.0
     driver.send(Tick(), after=6.0)
     assert (driver.scheduler.next_deadline(), len(policy.triggers)) == (7.0, 1)
     driver.send(Tick(), after=1.5)
     assert [trigger.value for trigger in policy.triggers] == ["backends_changed", "tokens_changed"]
     assert driver.scheduler.next_deadline() is None
-    policy.wake_at = 7.25
+
+
+def test_event_after_the_time_that_the_policy_named_does_as_well_as_a_tick() -> None:
+    """It was asked by then."""
+    policy = Scripted()
+    driver = SchedulerDriver(policy, settings=SchedulerSettings(program_ttl_seconds=0.0))
+    driver.add("A")
+    policy.wake_at = 7.0
+    turn = driver.arrive("p")
+    assert driver.scheduler.next_deadline() == 7.0
+    driver.finish(turn, after=8.0)
+    assert [trigger.value for trigger in policy.triggers] == ["backends_changed", "tokens_changed", "turn_finished"]
     assert driver.scheduler.next_deadline() is None
-    policy.wake_at = 9.0
-    assert driver.scheduler.next_deadline() == 9.0
+
+
+@pytest.mark.parametrize("wake_at", ["soon", [], float("nan"), float("inf"), -1.0])
+def test_time_that_is_none_wakes_nobody_and_costs_no_request(wake_at: Any) -> None:
+    """A policy's bug is told; a time that is past, or never comes, is as good as none."""
+    policy = Scripted()
+    policy.wake_at = wake_at
+    driver = SchedulerDriver(policy, settings=SchedulerSettings(program_ttl_seconds=0.0))
+    driver.add("A")
+    assert driver.arrive("p") in driver.running
+    assert driver.scheduler.next_deadline() is None
+    assert bool(driver.told(PolicyFailed)) is not isinstance(wake_at, float)
 
 
 def test_tick_before_its_time_does_nothing(driver: SchedulerDriver) -> None:

@@ -65,6 +65,25 @@ def test_admit_that_raises_holds_a_newcomer(driver: SchedulerDriver, policy: Scr
     assert driver.where == {turn: B}
 
 
+def test_policy_is_told_of_turns_that_it_did_not_place(driver: SchedulerDriver, policy: Scripted) -> None:
+    """Of one that fits nowhere, before it is sent on; not of those that go to their place. That it raises costs no
+    request."""
+    placed = []
+
+    def note(turn: Any, backend: Any, cluster: object) -> None:
+        placed.append((turn.id, backend.id, turn.place, turn.backend))
+        raise ValueError("no idea")
+
+    policy.answer = lambda turn, cluster: None
+    policy.placed = note  # type: ignore[method-assign]
+    for name in (A, B):
+        driver.send(BackendObserved(name, capacity_tokens=2_000))
+    at_place, nowhere = driver.arrive("p", 5_000), driver.arrive("q", 5_000)
+    assert (driver.where[at_place], driver.where[nowhere]) == (A, B)
+    assert placed == [(nowhere, B, None, None)]
+    assert driver.told(PolicyFailed) == [PolicyFailed("placed", "ValueError: no idea")]
+
+
 @pytest.mark.parametrize("answer", ["nowhere", 7, object(), ["A"], True])
 def test_admit_that_answers_nonsense_is_no_decision(driver: SchedulerDriver, policy: Scripted, answer: Any) -> None:
     """The program's turn goes to its place, a newcomer's waits."""
@@ -80,6 +99,16 @@ def test_admit_to_a_backend_that_drains_is_rejected(driver: SchedulerDriver, pol
     driver.send(BackendDraining(B))
     policy.answer = lambda turn, cluster: "B"
     assert driver.arrive("q") in driver.held
+
+
+def test_keep_seconds_that_raises_keeps_all(driver: SchedulerDriver) -> None:
+    """The turn goes on; what its program's other conversations left counts as before."""
+    driver.policy.keep_seconds = lambda backend, cluster: "for ever"  # type: ignore
+    driver.finish(driver.arrive("p", 500, branch="other"))
+    accounted_tokens = driver.backend("A").accounted_tokens
+    assert driver.where[driver.arrive("p", branch="another")] == A
+    assert [notice.where for notice in driver.told(PolicyFailed)] == ["keep_seconds"] * 2
+    assert driver.backend("A").accounted_tokens > accounted_tokens
 
 
 @pytest.mark.parametrize("answer", [None, 7])

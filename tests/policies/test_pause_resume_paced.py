@@ -6,9 +6,10 @@ import pytest
 from pause_resume_cases import SYSTEM_PROMPT, A, B, act, driver_of, paused, resize
 
 from policies.pause_resume import PauseResume
-from thunderagent.core.events import BackendFailed, BackendObserved, BackendRecovered, Prefix
+from thunderagent.core.events import BackendFailed, BackendObserved, BackendRecovered, Prefix, TurnProgressed
+from thunderagent.core.settings import SchedulerSettings
 from thunderagent.core.usage import Prefills
-from thunderagent.policy import OptionError, PrefixKey
+from thunderagent.policy import OnHoldLimit, OptionError, PrefixKey
 from thunderagent.testing import SchedulerDriver
 from thunderagent.testing.scheduler_driver import BYTES_PER_TOKEN
 
@@ -220,6 +221,96 @@ def test_backend_that_comes_back_has_no_backlog() -> None:
     driver.send(BackendFailed(A, "it does not answer"))
     driver.send(BackendRecovered(A), 1.0)
     assert left_seconds(driver) == 0.0
+    driver.close()
+
+
+def test_first_token_says_that_the_prompt_is_computed() -> None:
+    """And those before it: who waits is let in at once, though 100 s were thought to be left."""
+    driver = paced(200_000)
+    runs = driver.arrive("runs", 190_000)
+    driver.advance(200.0)
+    turns = [driver.arrive(name, 60_000) for name in ("early", "late")]
+    driver.finish(runs)
+    driver.release("runs")
+    assert turns[0] in driver.running
+    driver.send(TurnProgressed(turns[0], 1), after=5.0)
+    assert turns[1] in driver.running
+    assert left_seconds(driver) == pytest.approx(60.0)
+    driver.close()
+
+
+def test_prompt_that_is_computed_is_not_waited_for_again() -> None:
+    """Though another turn of its program runs then, or its next one."""
+    driver = paced(20_000)
+    first = driver.arrive("one", 10_000)
+    sub_agent = driver.arrive("one", 100, branch="sub")
+    driver.finish(first, after=0.5)
+    assert left_seconds(driver) == 0.0
+    driver.finish(sub_agent)
+    driver.arrive("one", 10_100, after=0.1)
+    assert left_seconds(driver) == 0.0
+    driver.close()
+
+
+def test_prompts_before_one_that_was_given_up_are_waited_for() -> None:
+    """It was never answered, so it says nothing of them."""
+    driver = paced(200_000)
+    driver.arrive("long", 100_000)
+    given_up = driver.arrive("short", 20_000)
+    assert left_seconds(driver) == pytest.approx(120.0)
+    driver.abandon(given_up, after=1.0)
+    assert left_seconds(driver) == pytest.approx(99.0)
+    driver.arrive("next", 10_000)
+    assert left_seconds(driver) == pytest.approx(109.0)
+    driver.close()
+
+
+def test_cache_of_another_size_takes_no_longer_to_compute() -> None:
+    """What is left is tokens, and the rate is one of tokens."""
+    driver = paced(20_000)
+    driver.arrive("one", 10_000)
+    resize(driver, 40_000)
+    assert left_seconds(driver) == pytest.approx(10.0)
+    driver.close()
+
+
+@pytest.mark.parametrize("limit", [OnHoldLimit.HEAD, OnHoldLimit.FORCE])
+def test_who_is_let_in_at_the_hold_limit_is_waited_for(limit: OnHoldLimit) -> None:
+    """The scheduler did that, and the prompt is to be computed all the same."""
+    driver = driver_of(
+        40_000, settings=SchedulerSettings(max_hold_seconds=20.0, on_hold_limit=limit), pace_prefills="true"
+    )
+    driver.send(BackendObserved(A, prefills=Prefills(1, 10 * RATE, 10.0)))
+    runs = driver.arrive("runs", 35_000)
+    driver.advance(40.0)
+    first = driver.arrive("first", 30_000)
+    driver.advance(20.5)
+    driver.finish(runs)
+    driver.release("runs")
+    assert first in driver.running
+    assert left_seconds(driver) == pytest.approx(30.0, abs=0.6)
+    second = driver.arrive("second", 2_000, after=1.0)
+    third = driver.arrive(None, 2_000)
+    assert (second in driver.running, third in driver.running) == (True, True)
+    driver.close()
+
+
+@pytest.mark.parametrize("is_one_off", [False, True], ids=["another model", "one-off turns"])
+def test_newcomers_starve_nobody_who_waits_in_another_line(is_one_off: bool) -> None:
+    """They come as fast as their prompts are computed: each would find no line of its own, and be waited for."""
+    driver = paced(1_000_000)
+    runs = driver.arrive("runs", 900_000, model="m")
+    driver.advance(1_000.0)
+    waits = driver.arrive(None if is_one_off else "waits", 210_000, model="m")
+    driver.arrive("first", 3_000, model="m" if is_one_off else "n")
+    driver.finish(runs)
+    driver.release("runs")
+    assert waits in driver.held
+    for number in range(30):
+        if waits in driver.held:
+            driver.arrive(f"newcomer {number}", 1_100, model="m" if is_one_off else "n")
+        driver.advance(1.0)
+    assert waits in driver.running
     driver.close()
 
 

@@ -63,6 +63,8 @@ class Decider:
     """What is left for the next tick, which is due now."""
     observes: bool = field(init=False)
     """Whether the policy wants to be told."""
+    wake_at: float | None = field(init=False, default=None)
+    """When the policy wants to be asked for decisions, whatever happens; None: not by the time alone."""
 
     def __attrs_post_init__(self) -> None:
         self.observes = type(self.policy).observe is not Policy.observe
@@ -91,7 +93,7 @@ class Decider:
         place, now = program.place, self.cluster.now
         if place is None:
             return
-        keep_seconds = self.policy.keep_seconds(place, self.cluster)
+        keep_seconds = self._keep_seconds(place)
         for branch in islice(program.branches.values(), _LOOK_AT):
             if branch.open_turns or branch is arriving:
                 continue
@@ -99,6 +101,13 @@ class Decider:
                 break
             if branch.kept_tokens:
                 self.placement.leave_out(program, branch)
+
+    def _keep_seconds(self, place: Backend) -> float:
+        try:
+            return float(self.policy.keep_seconds(place, self.cluster))
+        except Exception as error:  # as above
+            self._policy_failed("keep_seconds", error)
+            return math.inf
 
     def place(self, turn: Turn) -> bool:
         """Forward a turn that is not in the queue, or hold it, or refuse it for want of room in the queue.
@@ -168,7 +177,9 @@ class Decider:
             return backend
         if not any(turn.could_hold(entry) for entry in eligible):
             # No wait makes it fit. The estimate may be off; if not, the engine says so best (context overflow).
-            return place or roomiest(eligible)
+            backend = place or roomiest(eligible)
+            self._say_placed(turn, backend)
+            return backend
         return HoldReason.POLICY
 
     def _ask(self, turn: Turn) -> Backend | None:
@@ -250,9 +261,18 @@ class Decider:
 
     def admit_turn(self, turn: Turn, backend: Backend) -> None:
         """Let a held turn and its program in without asking the policy: the hold limit was reached."""
+        self._say_placed(turn, backend)
         self.unhold(turn)
         self._send(turn, backend)
         self.offer()
+
+    def _say_placed(self, turn: Turn, backend: Backend) -> None:
+        if turn.place is backend:
+            return
+        try:
+            self.policy.placed(turn, backend, self.cluster)
+        except Exception as error:  # as above
+            self._policy_failed("placed", error)
 
     # Rebalancing
 
@@ -273,6 +293,7 @@ class Decider:
             decisions = tuple(islice(self.policy.rebalance(self.cluster, trigger), STEPS_PER_EVENT))
         except Exception as error:  # as above
             self._policy_failed("rebalance", error)
+        self.wake_at = self._wanted_wake()
         is_cut_off = len(decisions) == STEPS_PER_EVENT
         if not is_cut_off:  # else the policy may not have come to all that changed
             self.cluster.changed.clear()
@@ -290,6 +311,21 @@ class Decider:
             told = islice(self.placement.commands, before, None)
             if any(not isinstance(command, (DecisionRejected, PolicyFailed)) for command in told):
                 unfinished.triggers[trigger] = None
+
+    def _wanted_wake(self) -> float | None:
+        try:
+            wake_at = self.policy.wake_at
+            return wake_at if wake_at is None or self.cluster.now < float(wake_at) < math.inf else None
+        except Exception as error:  # as above
+            self._policy_failed("wake_at", error)
+            return None
+
+    def take_wake(self) -> bool:
+        """Whether the policy wants to be asked now; it says anew when it is."""
+        is_due = self.wake_at is not None and self.wake_at <= self.cluster.now
+        if is_due:
+            self.wake_at = None
+        return is_due
 
     def serve_urgent(self, trigger: Trigger) -> None:
         """Make and use room for turns that reached the hold limit, where something changed, on ticks everywhere."""

@@ -282,6 +282,14 @@ class TurnView(Protocol):
         """Where its program is admitted, if it can run there."""
 
     @property
+    def backend(self) -> BackendView | None:
+        """Where it runs; None before that, and once it is over."""
+
+    @property
+    def output_tokens(self) -> int:
+        """What it has put out, as last told."""
+
+    @property
     def origin(self) -> BackendId | None:
         """Where what its conversation left may still lie: its program's ``origin``, or for a turn beside its
         program's place the backend of that conversation's last turn. None where there is none, its cache was lost
@@ -437,7 +445,8 @@ class Policy(ABC):
 
     wake_at: float | None = None
     """A reading of ``cluster.now`` at which ``rebalance`` is to be called, with ``Trigger.TOKENS_CHANGED``, though
-    nothing may happen by then: once, and read after each event. None: with the next event or tick."""
+    nothing may happen by then. Read after each ``rebalance``. None, or one that is past: with the next event or tick.
+    """
 
     @classmethod
     def from_options(cls, options: Mapping[str, str]) -> Policy:
@@ -460,6 +469,10 @@ class Policy(ABC):
         yielding, no backend is there), and again after ``Reconsider``. Naming another backend than the place
         moves the program. Should cost O(backends).
         """
+
+    def placed(self, turn: TurnView, backend: BackendView, cluster: ClusterView) -> None:  # noqa: B027 (optional)
+        """The scheduler itself lets the turn in there, as it is at the hold limit or fits nowhere, however long it
+        waits. Called before it is forwarded."""
 
     def keep_seconds(self, backend: BackendView, cluster: ClusterView) -> float:
         """How long what a conversation left counts on its program's place while others of the program run.

@@ -7,7 +7,6 @@ An event that makes no sense raises ``IllegalEvent`` before anything has changed
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -71,8 +70,6 @@ class Scheduler:
     _reservations: Reservations = field(init=False)
     _decider: Decider = field(init=False)
     _next_tick_at: float | None = field(init=False, default=None)
-    _woken_at: float = field(init=False, default=-math.inf)
-    """The last reading at which the policy was asked as it had wanted: each is served once."""
     _program_sequence: int = field(init=False, default=0)
     _handlers: dict[type[Any], Callable[[Any], Trigger | None]] = field(init=False)
 
@@ -143,7 +140,7 @@ class Scheduler:
         earliest_at, tick_at = self._placement.due_at, self._next_tick_at
         if tick_at is not None and (earliest_at is None or tick_at < earliest_at):
             earliest_at = tick_at
-        wake_at = self._next_wake()
+        wake_at = self._decider.wake_at
         if wake_at is not None and (earliest_at is None or wake_at < earliest_at):
             earliest_at = wake_at
         if self.cluster.idle:
@@ -434,9 +431,7 @@ class Scheduler:
         if self._next_tick_at is not None and self._next_tick_at <= self.cluster.now:
             self._next_tick_at = self.cluster.now + cast(float, self.policy.tick_seconds)
             trigger = Trigger.TICK
-        wake_at = self._next_wake()
-        if wake_at is not None and wake_at <= self.cluster.now:
-            self._woken_at = self.cluster.now
+        if self._decider.take_wake():
             trigger = trigger or Trigger.TOKENS_CHANGED
         if trigger is None and is_overdue:
             trigger = unfinished.take_trigger() or Trigger.TOKENS_CHANGED
@@ -452,11 +447,6 @@ class Scheduler:
         else:
             self._decider.unhold(turn)
             self._decider.place(turn)
-
-    def _next_wake(self) -> float | None:
-        """When the policy wants to be asked, unless it was for that."""
-        wake_at = self.policy.wake_at
-        return wake_at if wake_at is not None and wake_at > self._woken_at else None
 
     def _next_expiry(self) -> float | None:
         ttl_seconds = self.settings.program_ttl_seconds

@@ -20,7 +20,7 @@ from thunderagent.core.commands import Command, DecisionRejected, Notice, Policy
 from thunderagent.core.decisions import Decision, Trigger
 from thunderagent.core.events import Event
 from thunderagent.core.ids import BackendId
-from thunderagent.core.policy import ClusterView, OptionError, Policy, TurnView, WaiterView
+from thunderagent.core.policy import BackendView, ClusterView, OptionError, Policy, TurnView, WaiterView
 from thunderagent.testing.runs import Agent, ClosedLoop, random_run
 from thunderagent.testing.scheduler_driver import SchedulerDriver
 
@@ -196,6 +196,7 @@ class _Watched(Policy):
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
+        self.buffer_tokens = policy.buffer_tokens
         self.tick_seconds = policy.tick_seconds
         self.on_hold_limit = policy.on_hold_limit
 
@@ -217,8 +218,20 @@ class _Watched(Policy):
     def rebalance(self, cluster: ClusterView, trigger: Trigger) -> Sequence[Decision]:
         before = _fingerprint(cluster)
         decisions = list(self._policy.rebalance(cluster, trigger))
+        self.wake_at = self._policy.wake_at
         _expect_unchanged(before, cluster, "rebalance")
         return decisions
+
+    def placed(self, turn: TurnView, backend: BackendView, cluster: ClusterView) -> None:
+        before = _fingerprint(cluster)
+        self._policy.placed(turn, backend, cluster)
+        _expect_unchanged(before, cluster, "placed")
+
+    def keep_seconds(self, backend: BackendView, cluster: ClusterView) -> float:
+        seconds = self._policy.keep_seconds(backend, cluster)
+        if not seconds >= 0:
+            raise AssertionError(f"keep_seconds answered {seconds!r}")
+        return seconds
 
     def observe(self, event: Event | Notice, cluster: ClusterView) -> None:
         before = _fingerprint(cluster)
