@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import islice
 from typing import ClassVar
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from policies.pause_resume_pauses import Pauses
 from policies.pause_resume_places import Places, asks, key_of
@@ -53,6 +53,18 @@ _LOOK_AT, _LOOK_AT_ON_TICKS = 32, 1_024
 """Waiters of a line that are looked at for an event, at its head and again further back; on ticks."""
 
 
+@frozen
+class _Stuck:
+    """Why the first of a line is let in nowhere."""
+
+    least_tokens: float
+    """The least room that could help the line."""
+    computed_at: float
+    """When the first of the prompts is computed that it waits for; infinite where it waits for room."""
+    awaited: Set[BackendId]
+    """Where they are computed."""
+
+
 @define(eq=False)
 class PauseResume(Policy):
     """Admits as many programs as the KV cache holds, pauses and resumes at turn boundaries.
@@ -69,9 +81,8 @@ class PauseResume(Policy):
     _rooms: Rooms = field(init=False)
     _places: Places = field(init=False)
     _pauses: Pauses = field(init=False)
-    _stuck: dict[tuple[TurnId, int], tuple[float, float]] = field(factory=dict)
-    """The first of each line that is let in nowhere, with its need: the least room that could help the line, and when
-    a prompt is computed that it waits for (infinite: it waits for room)."""
+    _stuck: dict[tuple[TurnId, int], _Stuck] = field(factory=dict)
+    """By the first of each line that is let in nowhere, and its need."""
     _ended: dict[tuple[str | None, bool], tuple[int, frozenset[BackendId]]] = field(factory=dict)
     """Where in a line (its model, whether of turns alone) the last look ended, and the backends that were kept."""
 
@@ -107,8 +118,10 @@ class PauseResume(Policy):
         self._rooms.refresh(cluster, cluster.changed_backends)
         since = cluster.now if program is None or program.waiting_since is None else program.waiting_since
         chosen = self._places.find(turn, since, cluster)
-        if chosen is None or (self.wake_at is not None and self._places.to_wait_seconds(turn, chosen, cluster) > 0.0):
-            return None  # those of another line wait for prompts, too: they would never be computed
+        if chosen is None:
+            return None
+        if self._is_awaited(chosen) and self._places.to_wait_seconds(turn, chosen, cluster) > 0.0:
+            return None  # of another line somebody waits there: newcomers would have it wait for ever
         self._places.let_in(turn, chosen, cluster)
         return chosen.id
 
@@ -139,6 +152,8 @@ class PauseResume(Policy):
         if is_full:
             self._places.backlogs.forget_done(cluster)
         self.wake_at = None
+        if not cluster.waiting_count:
+            self._stuck.clear()
         is_time, is_published = settings.react or trigger is Trigger.TICK, settings.resume_order == "published"
         picked: set[ProgramId | TurnId] = set()
         for decision in resume_published(cluster, rooms) if is_time and is_published else ():
@@ -174,6 +189,10 @@ class PauseResume(Policy):
 
     # Resuming
 
+    def _is_awaited(self, backend: BackendView) -> bool:
+        """Whether somebody waits for prompts to be computed there. O(lines)."""
+        return any(backend.id in stuck.awaited for stuck in self._stuck.values())
+
     def _resume(
         self,
         cluster: ClusterView,
@@ -195,12 +214,12 @@ class PauseResume(Policy):
                 continue
             key = (first.turn.id, first.need_tokens)
             known = stuck.get(key)
-            if known is not None and not is_full and not self._is_helped(first, cluster, backends, trigger, *known):
+            if known is not None and not is_full and not self._is_helped(first, cluster, backends, trigger, known):
                 self._stuck[key] = known
                 continue
             yield from self._resume_line(line, cluster, backends, picked, is_full=is_full)
         if settings.pace_prefills and settings.react:
-            computed_at = min((at for _, at in self._stuck.values()), default=math.inf)
+            computed_at = min((known.computed_at for known in self._stuck.values()), default=math.inf)
             self.wake_at = computed_at if computed_at < math.inf else None
 
     def _is_helped(
@@ -209,18 +228,17 @@ class PauseResume(Policy):
         cluster: ClusterView,
         changed: Sequence[BackendView],
         trigger: Trigger,
-        least_tokens: float,
-        computed_at: float,
+        stuck: _Stuck,
     ) -> bool:
         """Whether who was let in nowhere may go to a backend that changed, or has waited for a prompt long enough; or
         somebody came behind it who may go elsewhere meanwhile."""
         turn, places = first.turn, self._places
-        if computed_at < math.inf:
-            if trigger is Trigger.TURN_HELD or cluster.now >= computed_at:
+        if stuck.awaited:
+            if trigger is Trigger.TURN_HELD or cluster.now >= stuck.computed_at:
                 return True
             changed = [backend for backend in changed if places.to_wait_seconds(turn, backend, cluster) <= 0.0]
         if not places.is_guest(turn):
-            return self._rooms.any_has(changed, least_tokens)
+            return self._rooms.any_has(changed, stuck.least_tokens)
         demand = cluster.demand(turn)
         return any(turn.may_run_on(backend) and places.fits(turn, demand, backend) for backend in changed)
 
@@ -236,9 +254,9 @@ class PauseResume(Policy):
         places, kept, taken = self._places, set[BackendId](), set[BackendId]()
         most_taken = min(_LOOK_PAST, len(line[0].turn.eligible_backends))
         stuck: tuple[TurnId, int] | None = None
-        least_tokens, computed_at, paced = math.inf, math.inf, 0
+        least_tokens, computed_at, awaited = math.inf, math.inf, set[BackendId]()
         for waiter in self._in_reach(line, kept, taken, is_full=is_full):
-            if len(taken) >= most_taken or paced >= _LOOK_PAST_PACED:
+            if len(taken) >= most_taken or len(awaited) >= _LOOK_PAST_PACED:
                 break
             turn = waiter.turn
             if picked and key_of(waiter) in picked:
@@ -257,8 +275,9 @@ class PauseResume(Policy):
             demand = cluster.demand(turn)
             least_tokens = min(least_tokens, 0 if demand.charged else demand.bare_tokens)
             if chosen is not None:
-                computed_at, paced = min(computed_at, cluster.now + to_wait_seconds), paced + 1
+                computed_at = min(computed_at, cluster.now + to_wait_seconds)
                 stuck = stuck or (turn.id, waiter.need_tokens)
+                awaited.add(chosen.id)
                 taken.add(chosen.id)
             elif bound is not None:
                 kept.add(bound.id)
@@ -268,7 +287,7 @@ class PauseResume(Policy):
                     stuck = (turn.id, waiter.need_tokens)
                 break
         if stuck is not None:
-            self._stuck[stuck] = (least_tokens, computed_at)
+            self._stuck[stuck] = _Stuck(least_tokens, computed_at, awaited)
 
     def _let_in(self, waiter: WaiterView, backend: BackendView, cluster: ClusterView) -> Decision:
         turn, program, rooms = waiter.turn, waiter.program, self._rooms

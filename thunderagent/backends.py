@@ -304,10 +304,12 @@ def _ssl(config: BackendConfig) -> ssl.SSLContext | bool:
 
 
 async def _sleep_unless(event: asyncio.Event, seconds: float) -> None:
+    # Not asyncio.wait_for: before Python 3.12 it may swallow a cancellation.
+    waiting = asyncio.ensure_future(event.wait())
     try:
-        await asyncio.wait_for(event.wait(), seconds)
-    except asyncio.TimeoutError:
-        pass
+        await asyncio.wait((waiting,), timeout=seconds)
+    finally:
+        waiting.cancel()
 
 
 async def stop_task(task: asyncio.Task[Any] | None) -> None:

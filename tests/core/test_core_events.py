@@ -178,7 +178,7 @@ def test_event_after_the_time_that_the_policy_named_does_as_well_as_a_tick() -> 
     assert driver.scheduler.next_deadline() is None
 
 
-@pytest.mark.parametrize("wake_at", ["soon", [], float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("wake_at", ["soon", b"0x", [], float("nan"), float("inf"), -1.0])
 def test_time_that_is_none_wakes_nobody_and_costs_no_request(wake_at: Any) -> None:
     """A policy's bug is told; a time that is past, or never comes, is as good as none."""
     policy = Scripted()

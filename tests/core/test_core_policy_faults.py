@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -101,13 +102,15 @@ def test_admit_to_a_backend_that_drains_is_rejected(driver: SchedulerDriver, pol
     assert driver.arrive("q") in driver.held
 
 
-def test_keep_seconds_that_raises_keeps_all(driver: SchedulerDriver) -> None:
+@pytest.mark.parametrize("answer", ["for ever", math.nan])
+def test_keep_seconds_that_is_no_number_keeps_all(driver: SchedulerDriver, answer: Any) -> None:
     """The turn goes on; what its program's other conversations left counts as before."""
-    driver.policy.keep_seconds = lambda backend, cluster: "for ever"  # type: ignore
+    driver.policy.keep_seconds = lambda backend, cluster: answer  # type: ignore
     driver.finish(driver.arrive("p", 500, branch="other"))
     accounted_tokens = driver.backend("A").accounted_tokens
     assert driver.where[driver.arrive("p", branch="another")] == A
-    assert [notice.where for notice in driver.told(PolicyFailed)] == ["keep_seconds"] * 2
+    told = driver.told(PolicyFailed) if answer == "for ever" else driver.told(DecisionRejected)
+    assert len(told) == 2
     assert driver.backend("A").accounted_tokens > accounted_tokens
 
 

@@ -239,6 +239,72 @@ def test_first_token_says_that_the_prompt_is_computed() -> None:
     driver.close()
 
 
+def test_answer_of_the_last_says_that_all_are_computed() -> None:
+    """A whole answer as well, of which nothing is told before its end."""
+    driver = paced(200_000)
+    driver.arrive("long", 100_000)
+    short = driver.arrive("short", 20_000)
+    driver.finish(short, 20_000, 50, after=30.0)
+    assert left_seconds(driver) == 0.0
+    driver.close()
+
+
+def test_answer_of_an_earlier_one_leaves_those_behind_it() -> None:
+    """The next one's prompt is begun then."""
+    driver = paced(200_000)
+    long = driver.arrive("long", 100_000)
+    driver.arrive("short", 20_000)
+    driver.send(TurnProgressed(long, 1), after=5.0)
+    assert left_seconds(driver) == pytest.approx(20.0)
+    driver.advance(5.0)
+    assert left_seconds(driver) == pytest.approx(15.0)
+    driver.close()
+
+
+def test_answer_of_another_backend_says_nothing_of_this_one() -> None:
+    """The turn was sent here first, behind a long prompt."""
+    driver = paced(200_000, 200_000)
+    long, on_b = driver.arrive("long", 150_000), driver.arrive("on b", 151_000)
+    short = driver.arrive("short", 20_000)
+    assert [driver.where[turn] for turn in (long, on_b, short)] == [A, B, A]
+    driver.fail(short, after=1.0)
+    assert driver.where[short] == B
+    driver.send(TurnProgressed(short, 1), after=1.0)
+    assert (left_seconds(driver), left_seconds(driver, "B")) == (pytest.approx(148.0), 0.0)
+    driver.close()
+
+
+def test_all_held_turns_of_a_program_are_counted() -> None:
+    """They are let in together."""
+    driver = paced(1_000_000)
+    runs = driver.arrive("runs", 990_000)
+    driver.advance(1_000.0)
+    sub_agents = [driver.arrive("many", 10_000, branch=f"sub-agent {number}") for number in range(5)]
+    driver.finish(runs)
+    driver.release("runs")
+    assert all(turn in driver.running for turn in sub_agents)
+    assert left_seconds(driver) == pytest.approx(50.0)
+    driver.close()
+
+
+def test_newcomers_do_not_wait_where_nobody_waits_for_a_prompt() -> None:
+    """Though somebody does for another backend's."""
+    driver = SchedulerDriver(PauseResume.from_options({"growth_reserve": "0", "pace_prefills": "true"}))
+    driver.add("A", 200_000, ["m"])
+    driver.add("B", 1_000_000, ["n"])
+    for backend in (A, B):
+        driver.send(BackendObserved(backend, prefills=Prefills(1, 10 * RATE, 10.0)))
+    runs = driver.arrive("runs", 190_000, model="m")
+    driver.advance(200.0)
+    waiting = [driver.arrive(name, 60_000, model="m") for name in ("one", "two")]
+    driver.finish(runs)
+    driver.release("runs")
+    assert (waiting[0] in driver.running, waiting[1] in driver.held) == (True, True)
+    newcomers = [driver.arrive(name, 50_000, model="n") for name in ("three", "four")]
+    assert all(turn in driver.running for turn in newcomers)
+    driver.close()
+
+
 def test_prompt_that_is_computed_is_not_waited_for_again() -> None:
     """Though another turn of its program runs then, or its next one."""
     driver = paced(20_000)
@@ -295,10 +361,11 @@ def test_who_is_let_in_at_the_hold_limit_is_waited_for(limit: OnHoldLimit) -> No
     driver.close()
 
 
+@pytest.mark.parametrize("react", ["true", "false"])
 @pytest.mark.parametrize("is_one_off", [False, True], ids=["another model", "one-off turns"])
-def test_newcomers_starve_nobody_who_waits_in_another_line(is_one_off: bool) -> None:
+def test_newcomers_starve_nobody_who_waits_in_another_line(is_one_off: bool, react: str) -> None:
     """They come as fast as their prompts are computed: each would find no line of its own, and be waited for."""
-    driver = paced(1_000_000)
+    driver = paced(1_000_000, react=react)
     runs = driver.arrive("runs", 900_000, model="m")
     driver.advance(1_000.0)
     waits = driver.arrive(None if is_one_off else "waits", 210_000, model="m")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from attrs import define
 from router_harness import CHAT, Router, Stack, chat, until
 from structlog.testing import capture_logs
 
-from thunderagent.backends import WatchedBackend
+from thunderagent.backends import BackendConfig, BackendPool, WatchedBackend, WatchSettings
 from thunderagent.core.ids import BackendId
 from thunderagent.testing.fake_backend import (
     CHAT_ANSWER,
@@ -179,3 +181,14 @@ async def test_completed_turn_between_failures_keeps_a_backend(stack: Stack) -> 
     router = await stack.router(*fakes, policy="round-robin")
     statuses = [(await router.post(CHAT, chat()))[0] for _ in range(40)]
     assert (statuses.count(500), len(available(router))) == (16, 2)
+
+
+async def test_pool_closes_though_a_look_was_just_asked_for(stack: Stack) -> None:
+    """What wakes the watching task and what ends it may come in the same round of the loop."""
+    fake = await stack.fake()
+    pool = BackendPool(WatchSettings(), lambda event: None)
+    entry = pool.add(BackendConfig(fake.url))
+    await pool.wait_first_looks(5.0)
+    await asyncio.sleep(0.05)
+    entry.look_now.set()
+    await asyncio.wait_for(pool.close(), 5.0)

@@ -104,10 +104,14 @@ class Decider:
 
     def _keep_seconds(self, place: Backend) -> float:
         try:
-            return float(self.policy.keep_seconds(place, self.cluster))
+            seconds = float(self.policy.keep_seconds(place, self.cluster))
         except Exception as error:  # as above
             self._policy_failed("keep_seconds", error)
             return math.inf
+        if math.isnan(seconds):
+            self._rejected("keep_seconds -> nan", "not a number")
+            return math.inf
+        return seconds
 
     def place(self, turn: Turn) -> bool:
         """Forward a turn that is not in the queue, or hold it, or refuse it for want of room in the queue.
@@ -314,8 +318,8 @@ class Decider:
 
     def _wanted_wake(self) -> float | None:
         try:
-            wake_at = self.policy.wake_at
-            return wake_at if wake_at is None or self.cluster.now < float(wake_at) < math.inf else None
+            wake_at = math.inf if self.policy.wake_at is None else float(self.policy.wake_at)
+            return wake_at if self.cluster.now < wake_at < math.inf else None
         except Exception as error:  # as above
             self._policy_failed("wake_at", error)
             return None

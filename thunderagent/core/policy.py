@@ -286,8 +286,12 @@ class TurnView(Protocol):
         """Where it runs; None before that, and once it is over."""
 
     @property
-    def output_tokens(self) -> int:
-        """What it has put out, as last told."""
+    def answered_by(self) -> BackendView | None:
+        """Where its prompt was computed, once that is known: by the first output that is told, or by its end."""
+
+    @property
+    def answered_at(self) -> float:
+        """The reading of ``cluster.now`` since which that is known."""
 
     @property
     def origin(self) -> BackendId | None:

@@ -207,6 +207,7 @@ class Scheduler:
             return None
         program, backend = turn.program, turn.backend
         assert backend is not None
+        turn.answer(self.cluster.now)
         self.cluster.ledger.grow(turn, event.output_tokens)
         self.cluster.ledger.settle(turn.branch, backend)
         if program is not None:
@@ -233,6 +234,8 @@ class Scheduler:
             usage = None
         is_begun = outcome is Outcome.COMPLETED or (outcome in _CUT_OFF and turn.output_tokens > 0)
         did_run = usage is not None or is_begun
+        if did_run:
+            turn.answer(self.cluster.now)
         lost = learn_cache(turn, backend, usage) if did_run else None
         if lost is not None:
             self._placement.commands.append(lost)

@@ -53,6 +53,10 @@ class Turn:
     backend: Backend | None = None
     """Where it runs; None while it is held."""
     forwarded_at: float | None = None
+    answered_by: Backend | None = None
+    """Where its prompt was computed, once that is known: by the first output that is told, or by its end."""
+    answered_at: float = 0.0
+    """Since when it is known."""
     output_tokens: int = 0
     counted_tokens: int = 0
     """Output that is counted where it runs: what it had when it was forwarded or last told of."""
@@ -119,6 +123,11 @@ class Turn:
         if self.hold_reason is HoldReason.NO_BACKEND:
             return not self.tried
         return self.hold_reason is HoldReason.POLICY
+
+    def answer(self, now: float) -> None:
+        """Where it runs its prompt is computed."""
+        if self.answered_by is None:
+            self.answered_by, self.answered_at = self.backend, now
 
     def could_hold(self, backend: Backend) -> bool:
         """Whether it fits into the whole cache of the backend, as far as that is known."""

@@ -84,10 +84,12 @@ async def _watching(app: web.Application) -> AsyncIterator[None]:
         yield
     finally:
         state.is_started = False
-        await state.pool.close()
-        if state.following is not None:
-            state.following.close()
-        state.gateway.stop()  # last: what the watching tasks tell arms its timer
+        try:
+            await state.pool.close()
+            if state.following is not None:
+                state.following.close()
+        finally:
+            state.gateway.stop()  # last: what the watching tasks tell arms its timer
 
 
 async def _foreseeing(app: web.Application) -> AsyncIterator[None]:
