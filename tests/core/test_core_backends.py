@@ -32,21 +32,6 @@ A, B, P = BackendId("A"), BackendId("B"), ProgramId("p")
 LOSSES = [BackendFailed(A, "gone"), BackendDraining(A), BackendRemoved(A)]
 
 
-@pytest.fixture
-def policy() -> Scripted:
-    """The place, else the first backend."""
-    return Scripted()
-
-
-@pytest.fixture
-def driver(policy: Scripted) -> SchedulerDriver:
-    """Two backends of 10,000 tokens."""
-    driver = SchedulerDriver(policy)
-    driver.add("A", 10_000)
-    driver.add("B", 10_000)
-    return driver
-
-
 def test_refused_connection_is_tried_elsewhere_at_once(driver: SchedulerDriver) -> None:
     """The backend never saw the request; the program, which runs nothing else there, goes along."""
     turn = driver.arrive("p", 500)

@@ -14,20 +14,6 @@ from thunderagent.testing.scheduler_driver import SchedulerDriver
 A, B, P = BackendId("A"), BackendId("B"), ProgramId("p")
 
 
-@pytest.fixture
-def policy() -> Scripted:
-    return Scripted()
-
-
-@pytest.fixture
-def driver(policy: Scripted) -> SchedulerDriver:
-    """Two backends of 10,000 tokens; everything goes to its place, and first to A."""
-    driver = SchedulerDriver(policy)
-    driver.add("A", 10_000)
-    driver.add("B", 10_000)
-    return driver
-
-
 def others_use(driver: SchedulerDriver, tokens: int) -> None:
     """One-off turns that write so many tokens to the cache of A."""
     for _ in range(tokens // 1_000):

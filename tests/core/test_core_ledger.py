@@ -16,21 +16,6 @@ SYSTEM = Prefix(PrefixKey("system"), 300 * BYTES_PER_TOKEN)
 TASK = Prefix(PrefixKey("task"), 200 * BYTES_PER_TOKEN)
 
 
-@pytest.fixture
-def policy() -> Scripted:
-    """Everything to the place, else to the first backend."""
-    return Scripted()
-
-
-@pytest.fixture
-def driver(policy: Scripted) -> SchedulerDriver:
-    """Two backends of 10,000 tokens."""
-    driver = SchedulerDriver(policy)
-    driver.add("A", 10_000)
-    driver.add("B", 10_000)
-    return driver
-
-
 def move(driver: SchedulerDriver, policy: Scripted, program: str, backend: str) -> None:
     """Have the policy move a program now."""
     policy.decisions = [Move(ProgramId(program), BackendId(backend))]
