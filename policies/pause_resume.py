@@ -219,8 +219,9 @@ class PauseResume(Policy):
                 continue
             yield from self._resume_line(line, cluster, backends, picked, is_full=is_full)
         if settings.pace_prefills and settings.react:
-            computed_at = min((known.computed_at for known in self._stuck.values()), default=math.inf)
-            self.wake_at = computed_at if computed_at < math.inf else None
+            for known in self._stuck.values():
+                if known.awaited and (self.wake_at is None or known.computed_at < self.wake_at):
+                    self.wake_at = known.computed_at
 
     def _is_helped(
         self,

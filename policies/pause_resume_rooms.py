@@ -145,7 +145,8 @@ class Rooms:
             guessed, self._guessed = self._guessed, {}
             self._forget_batch()
             counted = {backend.id: backend for backend in (*self.backends(cluster, guessed), *changed)}.values()
-        now, outgrown = cluster.now, list[BackendView]()
+        now = cluster.now
+        outgrown: list[BackendView] = []  # list[BackendView]() would take as long as all else here
         for backend in counted:
             room_tokens, excess_tokens = self._count(backend, now)
             self._set(backend, room_tokens)
