@@ -11,7 +11,6 @@ import structlog
 from aiohttp import web
 
 from thunderagent import __version__
-from thunderagent.backends import stop_task
 from thunderagent.config import Settings
 from thunderagent.errors import ConfigError
 from thunderagent.garbage import small_collections
@@ -70,10 +69,14 @@ async def _set_up(runner: web.AppRunner, signals: _Signals) -> bool:
     setting_up = asyncio.create_task(runner.setup())
     stopping = asyncio.create_task(signals.first.wait())
     await asyncio.wait((setting_up, stopping), return_when=asyncio.FIRST_COMPLETED)
-    is_set_up = setting_up.done()
-    await stop_task(stopping)
-    await stop_task(setting_up)
-    return is_set_up
+    stopping.cancel()
+    if not setting_up.done():
+        setting_up.cancel()
+        await asyncio.wait((setting_up,))
+    if setting_up.cancelled():
+        return False
+    setting_up.result()
+    return True
 
 
 async def _listen(settings: Settings, runner: web.AppRunner, state: State, signals: _Signals) -> int:
