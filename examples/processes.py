@@ -8,6 +8,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -135,6 +136,8 @@ class Children:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt) and self._children:
+            print(f"\ninterrupted: stopping {len(self._children)} processes", file=sys.stderr, flush=True)
         with _no_interruption():
             while self._children:
                 self._children.pop().stop(self._stop_seconds)

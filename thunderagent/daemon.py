@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import signal
 from ipaddress import ip_address
 
@@ -12,7 +11,7 @@ from aiohttp import web
 
 from thunderagent import __version__
 from thunderagent.config import Settings
-from thunderagent.errors import ConfigError
+from thunderagent.errors import ConfigError, listening_failure
 from thunderagent.garbage import small_collections
 from thunderagent.server.app import create_app
 from thunderagent.server.state import STATE, State
@@ -55,6 +54,7 @@ async def _serve(settings: Settings) -> int:
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_CANCEL_SECONDS)
     status = 0
     try:
+        await _check_address(settings)
         if await _set_up(runner, signals):
             status = await _listen(settings, runner, app[STATE], signals)
     finally:
@@ -62,6 +62,17 @@ async def _serve(settings: Settings) -> int:
         signals.restore()
     _log.info("daemon.stopped", status=status)
     return status
+
+
+async def _check_address(settings: Settings) -> None:
+    """Before the backends are looked at, which may take a while; the port opens after that."""
+    loop = asyncio.get_running_loop()
+    try:
+        probe = await loop.create_server(asyncio.Protocol, settings.host, settings.port, start_serving=False)
+    except OSError as error:
+        raise ConfigError(listening_failure(settings.host, settings.port, error)) from None
+    probe.close()
+    await probe.wait_closed()
 
 
 async def _set_up(runner: web.AppRunner, signals: _Signals) -> bool:
@@ -85,7 +96,7 @@ async def _listen(settings: Settings, runner: web.AppRunner, state: State, signa
     try:
         await site.start()
     except OSError as error:
-        raise _listen_error(settings, error) from None
+        raise ConfigError(listening_failure(settings.host, settings.port, error)) from None
     _say_started(settings, runner)
     with small_collections():
         await signals.first.wait()
@@ -149,13 +160,6 @@ async def _cut_turns(state: State) -> None:
         task.cancel()
     if tasks:
         await asyncio.wait(tasks, timeout=_TELL_SECONDS)
-
-
-def _listen_error(settings: Settings, error: OSError) -> ConfigError:
-    where = f"{settings.host}:{settings.port}"
-    if error.errno == errno.EADDRINUSE:
-        return ConfigError(f"port {settings.port} on {settings.host} is in use; choose another with --port")
-    return ConfigError(f"cannot listen on {where}: {error.strerror or error}")
 
 
 def _say_started(settings: Settings, runner: web.AppRunner) -> None:

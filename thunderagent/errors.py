@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import ClassVar
 
 from thunderagent.core.commands import Refuse, RefuseCode
@@ -27,12 +29,21 @@ __all__ = [
     "ShuttingDown",
     "TooManyPrograms",
     "Unauthorized",
+    "listening_failure",
     "refusal",
 ]
 
 
 class ConfigError(Exception):
     """Something in flags, environment or configuration file that the user has to mend; exit status 2."""
+
+
+def listening_failure(host: str, port: int, error: OSError) -> str:
+    """Why nobody can listen there, and what to do, for a ``ConfigError`` or its like."""
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use; choose another with --port"
+    number = error.errno or 0  # of a failed look-up of the name it is below 0
+    return f"cannot listen on {host}:{port}: {os.strerror(number) if number > 0 else error.strerror or error}"
 
 
 class RouterError(Exception):

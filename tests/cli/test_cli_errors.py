@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import daemons
@@ -144,3 +146,15 @@ def test_secrets_are_in_no_message(tmp_path: Path) -> None:
         result = daemons.command(*arguments, extra=secrets)
         assert result.returncode == 2
         assert "sk-" not in result.stdout + result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no such device")
+def test_full_device_gives_one_line_and_status_one() -> None:
+    """Where the output went; no traceback."""
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "thunderagent", "policies"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
+    assert (result.returncode, result.stderr) == (
+        1,
+        "thunderagent policies: output: no space left on the device\n",
+    )

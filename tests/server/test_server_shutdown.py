@@ -334,10 +334,12 @@ async def test_idle_daemon_ends_at_once_and_logs_no_secret(
 
 
 async def test_taken_port_is_one_clear_line(stack: Stack, serve: Any) -> None:
-    """Exit status 2 and what to do, no traceback."""
-    engine = await stack.engine()
-    daemon = await serve(*options(engine), "--port", str(engine.port))
+    """Exit status 2 and what to do, no traceback; backends that do not answer are not waited for."""
+    engine, fake = await stack.engine(), await stack.fake()
+    fake.pages = dict.fromkeys(("/health", "/v1/models", "/metrics"))
+    daemon = await serve(*options(fake), "--port", str(engine.port))
     assert await daemon.ended() == 2
+    assert not fake.looks
     assert daemon.other == [
         f"thunderagent serve: port {engine.port} on 127.0.0.1 is in use; choose another with --port\n"
     ]

@@ -47,9 +47,9 @@ def test_bad_base_url_is_refused(url):
     assert "u:p" not in str(caught.value)
 
 
-async def failure(url: str, method: str = "POST") -> ForwardFailed:
+async def failure(url: str, method: str = "POST", connect_timeout_seconds: float = 0.2) -> ForwardFailed:
     """The failure of one request to a URL."""
-    client = BackendClient(url, pool=PoolSettings(connect_timeout_seconds=0.2))
+    client = BackendClient(url, pool=PoolSettings(connect_timeout_seconds=connect_timeout_seconds))
     try:
         with pytest.raises(ForwardFailed) as caught:
             await client.open(method, "/v1/chat/completions", b"{}", NO_HEADERS)
@@ -70,7 +70,7 @@ async def test_refused_connection_was_not_sent():
 
 async def test_unknown_host_was_not_sent():
     """A name that does not resolve is its own reason."""
-    error = await failure("http://no-such-host.invalid:1")
+    error = await failure("http://no-such-host.invalid:1", connect_timeout_seconds=10.0)
     assert (error.reason, error.sent) == ("dns", False)
     assert str(error).startswith("no connection to no-such-host.invalid:1: ")
 

@@ -133,6 +133,18 @@ TINY = frozenset({"tiny"})
             Scrape(True, False, TINY, None, ("/metrics: status 404",)),
         ),
         (
+            json_answer(b"", "404 Not Found"),
+            json_answer(b"", "404 Not Found"),
+            json_answer(b"", "404 Not Found"),
+            Scrape(
+                False,
+                False,
+                None,
+                None,
+                ("/health: status 404", "/v1/models: status 404", "/metrics: status 404"),
+            ),
+        ),
+        (
             HEALTHY,
             json_answer(b"{}"),
             json_answer(b"\xff"),
@@ -163,7 +175,7 @@ TINY = frozenset({"tiny"})
             ),
         ),
     ],
-    ids=["all well", "unhealthy", "other server", "garbage", "hanging"],
+    ids=["all well", "unhealthy", "other server", "no engine", "garbage", "hanging"],
 )
 async def test_each_page_fails_by_itself(health, models, metrics, expected):
     """A look never raises, and what could be read is there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -89,9 +90,18 @@ class _LazyGroup(click.Group):
             raise _OneLineUsageError(f"thunderagent {command}" if known else "thunderagent", error) from None
         except KeyboardInterrupt:
             line_end = "\n" if sys.stderr.isatty() else ""  # of the line with the terminal's ^C
-            name = " ".join(filter(None, ("thunderagent", ctx.invoked_subcommand)))
-            click.echo(f"{line_end}{name}: interrupted", err=True)
+            click.echo(f"{line_end}{_called(ctx)}: interrupted", err=True)
             raise SystemExit(_INTERRUPTED) from None
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            click.echo(f"{_called(ctx)}: {error.filename or 'output'}: no space left on the device", err=True)
+            raise SystemExit(1) from None
+
+
+def _called(ctx: click.Context) -> str:
+    """The command's name; the group's, until the command is known."""
+    return " ".join(filter(None, ("thunderagent", ctx.invoked_subcommand)))
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -16,6 +16,7 @@ from thunderagent.emulator.faults import FaultError, parse_fault
 from thunderagent.emulator.script import Script, ScriptError, load_script
 from thunderagent.emulator.server import RUNNER_OPTIONS, EmulatorConfig, EmulatorConfigError, create_app
 from thunderagent.emulator.timing import DEFAULT_PRESET, PRESETS
+from thunderagent.errors import listening_failure
 
 __all__ = ["engine"]
 
@@ -126,6 +127,6 @@ async def _serve(app: web.Application, host: str, port: int) -> None:
         click.echo(f"emulated engine ready on http://{shown}:{bound} (pid {os.getpid()})")
         await stop.wait()
     except OSError as error:
-        raise CommandError("engine", f"can't listen on {host}:{port}: {error.strerror or error}") from error
+        raise CommandError("engine", listening_failure(host, port, error)) from error
     finally:
         await runner.cleanup()

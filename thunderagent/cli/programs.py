@@ -108,6 +108,8 @@ def _call(url: str, token: str | None, body: dict[str, Any] | None = None) -> di
         what = f"answered {error.code}: {_message(error.read(_MOST_BYTES).decode('utf-8', 'replace'))}"
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
+        if isinstance(reason, ConnectionRefusedError):
+            raise _failure(url, "nobody listens: start the router, or give its --url") from None
         what = f"does not answer as a router: {type(reason).__name__}: {' '.join(str(reason).split())}"
     else:
         if isinstance(found, dict):

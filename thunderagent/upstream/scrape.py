@@ -32,7 +32,7 @@ class Scrape:
 
     Attributes:
         healthy: the type's health page answered, with a status below 500. A server without that page (404) counts
-            as healthy.
+            as healthy, unless it has no /v1/models either: then something else listens there.
         timed_out: not healthy only because that page did not answer in time; a busy server may do that, so this
             is a weaker sign than a refused connection.
         models: the names it serves, LoRA adapters among them; None where it did not say.
@@ -75,6 +75,8 @@ async def observe(
         health = models
     errors: list[str] = []
     healthy = isinstance(health, FetchedPage) and health.status < 500
+    if health is not models and _is_missing(health) and _is_missing(models):
+        healthy = False
     if not healthy:
         reader.forget()
         errors.append(complaint(reader.health_path, health))
@@ -88,6 +90,10 @@ async def observe(
         errors=tuple(dict.fromkeys((*errors, *reading.errors))),
         looks_like=looks_like if looks_like != reader.name else None,
     )
+
+
+def _is_missing(page: FetchedPage | ForwardFailed) -> bool:
+    return isinstance(page, FetchedPage) and page.status == 404
 
 
 async def _fetch(client: BackendClient, path: str, timeout_seconds: float) -> FetchedPage | ForwardFailed:
