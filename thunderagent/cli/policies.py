@@ -27,7 +27,7 @@ def policies() -> None:
         raise SystemExit(2) from None
     for name, entry in installed.items():
         try:
-            summary = (inspect.getdoc(load_policy(name)) or "").partition("\n")[0]
+            summary = (inspect.getdoc(load_policy(name)) or "").partition("\n")[0].replace("``", "")
         except ConfigError as error:
             summary, failed = f"broken: {error}", True
         default = " (default)" if name == _DEFAULT else ""
