@@ -14,6 +14,7 @@ import click
 from attrs import evolve
 
 from thunderagent.cli.failure import CommandError
+from thunderagent.cli.outputs import check_output
 from thunderagent.core.settings import OnHoldLimit
 from thunderagent.emulator.preset_file import PresetError, find_preset
 from thunderagent.emulator.timing import PRESETS
@@ -21,7 +22,7 @@ from thunderagent.errors import ConfigError
 from thunderagent.simulator.figures import Figures
 from thunderagent.simulator.incidents import Addition, Failure, Incident, parse_addition, parse_failure
 from thunderagent.simulator.perturbation import changed_of, parse_perturbation
-from thunderagent.simulator.report import Series, check_outputs, write_html, write_plot
+from thunderagent.simulator.report import Series, check_drawing, write_html, write_plot
 from thunderagent.simulator.scenario import Arm, Scenario, parse_arm
 from thunderagent.simulator.shown import ALWAYS, IF_ANY, TURNS, Shown
 from thunderagent.simulator.study import Task, estimate, paired_ratio, run_all, tasks_of
@@ -113,7 +114,7 @@ def simulate(**given: Any) -> None:
 def _simulate(given: dict[str, Any]) -> None:
     scenario, arms, seeds = _scenario(given), _arms(given), given["seeds"]
     swept, scenarios = _sweep(given["sweep"], scenario)
-    check_outputs(given["plot"], given["html"], given["json_path"])
+    _check_outputs(given["plot"], given["html"], given["json_path"])
     results = _run(tasks_of(scenarios, arms, seeds), given["workers"])
     tables = [(_heading(each, seeds), _table(results, each, arms)) for each in scenarios]
     _warn(results)
@@ -133,6 +134,16 @@ def _simulate(given: dict[str, Any]) -> None:
         write_plot(given["plot"], series, swept, title)
     if given["html"] is not None:
         write_html(given["html"], series, swept, title, tables)
+
+
+def _check_outputs(plot: Path | None, html: Path | None, json_path: Path | None) -> None:
+    if plot is not None:
+        check_output("--plot", plot, (".png", ".svg", ".pdf"))
+    if html is not None:
+        check_output("--html", html)
+    if json_path is not None and str(json_path) != "-":
+        check_output("--json", json_path)
+    check_drawing(plot, html)
 
 
 def _warn(results: dict[Task, Figures]) -> None:
