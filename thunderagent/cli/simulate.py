@@ -13,7 +13,7 @@ import attrs
 import click
 from attrs import evolve
 
-from thunderagent.cli.failure import CommandError
+from thunderagent.cli.failure import CommandBroken, CommandError
 from thunderagent.cli.outputs import check_output
 from thunderagent.core.settings import OnHoldLimit
 from thunderagent.emulator.preset_file import PresetError, find_preset
@@ -25,7 +25,7 @@ from thunderagent.simulator.perturbation import changed_of, parse_perturbation
 from thunderagent.simulator.report import Series, check_drawing, write_html, write_plot
 from thunderagent.simulator.scenario import Arm, Scenario, parse_arm
 from thunderagent.simulator.shown import ALWAYS, IF_ANY, TURNS, Shown
-from thunderagent.simulator.study import Task, estimate, paired_ratio, run_all, tasks_of
+from thunderagent.simulator.study import Task, WorkerKilled, estimate, paired_ratio, run_all, tasks_of
 from thunderagent.simulator.workloads import WORKLOADS
 from thunderagent.trace import TraceError, read_trace
 
@@ -109,6 +109,8 @@ def simulate(**given: Any) -> None:
         _simulate(given)
     except (ConfigError, PresetError, TraceError) as error:
         raise CommandError("simulate", str(error)) from None
+    except WorkerKilled as error:
+        raise CommandBroken("simulate", str(error)) from None
 
 
 def _simulate(given: dict[str, Any]) -> None:
