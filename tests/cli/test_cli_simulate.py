@@ -312,3 +312,22 @@ def test_line_of_a_trace_that_is_no_turn(capsys: pytest.CaptureFixture[str], tmp
     path.write_bytes(path.read_bytes() + b'{"program": 5}\n')
     status, _, err = run(capsys, "simulate", "--trace", str(path))
     assert (status, f"{path}, line 21: " in err) == (2, True)
+
+
+def test_cut_line_of_a_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """As a router leaves that was killed while it wrote: what to do is told."""
+    path = trace(tmp_path / "trace.jsonl")
+    path.write_bytes(path.read_bytes()[:-20])
+    status, _, err = run(capsys, "simulate", "--trace", str(path))
+    assert (status, err) == (2, f"thunderagent simulate: {path}, line 20: the line is cut off: delete it\n")
+
+
+@pytest.mark.parametrize("line", ['{"timestamp": 0, "input_length": 5}', "program,arrival", "[]", "{"])
+def test_file_that_is_no_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path, line: str) -> None:
+    """Where traces come from is told."""
+    path = tmp_path / "trace.jsonl"
+    path.write_text(f"{line}\n{line}\n")
+    status, _, err = run(capsys, "simulate", "--trace", str(path))
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"thunderagent simulate: {path}, line 1: ")
+    assert err.endswith("; a trace is a file that `thunderagent serve --record` wrote\n")
