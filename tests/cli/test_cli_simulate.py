@@ -331,3 +331,22 @@ def test_file_that_is_no_trace(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith(f"thunderagent simulate: {path}, line 1: ")
     assert err.endswith("; a trace is a file that `thunderagent serve --record` wrote\n")
+
+
+def test_means_of_nothing_are_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no program and no turn ended."""
+    short = ("simulate", "--sessions", "2", "--warmup", "0", "--workers", "1", "--workload", "coding-long")
+    _, out, _ = run(capsys, *short, "--seconds", "60")
+    assert re.search(r"^program mean s +-$", out, flags=re.MULTILINE)
+    assert re.search(r"^turn max s +[0-9.]+$", out, flags=re.MULTILINE)
+    _, out, _ = run(capsys, *short, "--seconds", "0.01")
+    assert len(re.findall(r"^turn (?:p50|p90|p99|max) s +-$", out, flags=re.MULTILINE)) == 4
+    (told,) = json.loads(run(capsys, *short, "--seconds", "60", "--json", "-")[1])
+    assert (told["programs_ended"], told["mean_program_seconds"]) == (0, None)
+
+
+def test_target_stands_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the rows that are about it."""
+    _, out, _ = run(capsys, *SMALL, "--target", "2.5")
+    assert re.search(r"^turns within the target, 2.5 s +[0-9.]+$", out, flags=re.MULTILINE)
+    assert re.search(r"^programs within the target, 2.5 s +[0-9.]+$", out, flags=re.MULTILINE)

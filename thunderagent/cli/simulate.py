@@ -307,7 +307,7 @@ def _table(results: dict[Task, Figures], scenario: Scenario, arms: Sequence[Arm]
     every = [figures for column in columns for figures in column]
     table = [["", *(str(arm) for arm in arms)]]
     for shown in (*ALWAYS, *(row for row in IF_ANY if any(row.values(every)))):
-        table.append([shown.title, *(_cell(shown, column) for column in columns)])
+        table.append([shown.titled(scenario.target_seconds), *(_cell(shown, column) for column in columns)])
         if shown is TURNS and len(arms) > 1:
             rates = [shown.values(column) for column in columns]
             ratios = [paired_ratio(each, rates[0]) for each in rates]
