@@ -26,7 +26,7 @@ from thunderagent.emulator.timing import H100_GLM_355B, H100_QWEN3_CODER_30B, PR
 from thunderagent.policy import ROTATION_RATIO
 from thunderagent.simulator.perturbation import parse_perturbation
 from thunderagent.simulator.scenario import Arm, Scenario, parse_arm
-from thunderagent.simulator.study import Task
+from thunderagent.simulator.study import Task, WorkerKilled
 from thunderagent.simulator.workloads import WORKLOADS
 
 ARMS = {
@@ -275,6 +275,9 @@ def main() -> int:
     except KeyboardInterrupt:
         print(f"\nbroken off; what was computed is kept in {output}: the same command goes on", file=sys.stderr)
         return 130
+    except WorkerKilled as error:
+        print(f"{error}; what was computed is kept in {output}: the same command goes on", file=sys.stderr)
+        return 1
     write_results(output, cells)
     seconds, cores = time.perf_counter() - began_at, options.workers or os.cpu_count()
     print(f"{sum(len(cell.tasks) for cell in cells) * grid.seeds:,} runs, {seconds:,.0f} s on {cores} cores")

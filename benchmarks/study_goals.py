@@ -41,7 +41,8 @@ _CHAT = Shown("one-off first token p99 s", lambda figures: figures.one_off_first
 _FIRST = Shown("first token mean s", lambda figures: figures.first_token_seconds.mean)
 _TURN = Shown("turn mean s", lambda figures: figures.turn_seconds.mean)
 _PROGRAM = Shown(
-    "program mean s", lambda figures: figures.mean_program_seconds if figures.programs_ended else math.inf
+    "program mean s",
+    lambda figures: math.inf if figures.mean_program_seconds is None else figures.mean_program_seconds,
 )
 _MAKESPAN = Shown("makespan s", lambda figures: figures.makespan_seconds or math.inf)
 _GROUP = Shown("slowest group s", lambda figures: figures.group_seconds.most)

@@ -114,7 +114,7 @@ def test_holds_are_compared(
 def test_batch_that_ends_no_program_misses(some: Figures) -> None:
     """A mean over none is no short time."""
     ended = {"programs_ended": 3, "mean_program_seconds": 100.0}
-    none = {"programs_ended": 0, "mean_program_seconds": 0.0}
+    none = {"programs_ended": 0, "mean_program_seconds": None}
     text = goals_tables([cell_of(some, **{"first-come": ended, "batch": none})])
     assert rows(text, "5. batch: mean time")[0][2] == "0 of 1"
 

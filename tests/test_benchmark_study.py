@@ -15,6 +15,7 @@ from benchmarks.study_report import Cell, over_the_bound, write_docs, write_resu
 from thunderagent.simulator.figures import Figures
 from thunderagent.simulator.scenario import Arm, Scenario
 from thunderagent.simulator.scenario import run as simulate
+from thunderagent.simulator.study import WorkerKilled
 
 TINY = Grid(
     {"none": "affinity", "ours": "pause-resume"},
@@ -100,6 +101,22 @@ def test_study_fails_where_a_run_comes_over_the_bound(
     monkeypatch.setattr("benchmarks.study_report._BOUND", 0.0)
     assert study.main() == 1
     assert "of the upper bound" in capsys.readouterr().err
+
+
+def test_study_whose_worker_is_killed_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a line, exit status 1."""
+
+    def killed(*_: object) -> None:
+        raise WorkerKilled
+
+    monkeypatch.setattr(study, "_run", killed)
+    monkeypatch.setattr("sys.argv", ["study", "--smoke", "--output", str(tmp_path)])
+    assert study.main() == 1
+    err = capsys.readouterr().err
+    assert err.startswith("a worker process was killed (out of memory?); try --workers 1; what was computed is kept")
+    assert err.count("\n") == 1
 
 
 def test_page_gets_tables_between_its_marks(tmp_path: Path) -> None:

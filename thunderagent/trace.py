@@ -69,10 +69,17 @@ def read_trace(path: Path) -> Iterator[TraceTurn]:
                 try:
                     turn = _decode(line)
                 except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                    raise TraceError(f"{path}, line {number}: {error}") from None
+                    raise TraceError(f"{path}, line {number}: {_reason(error, is_first=is_empty)}") from None
                 is_empty = False
                 yield turn
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}") from None
     if is_empty:
         raise TraceError(f"{path}: the trace has no turn")
+
+
+def _reason(error: Exception, *, is_first: bool) -> str:
+    """Why a line is no turn, and what to do. Where the first one is none, the file is of another kind."""
+    if is_first:
+        return f"{error}; a trace is a file that `thunderagent serve --record` wrote"
+    return "the line is cut off: delete it" if str(error) == "Input data was truncated" else str(error)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from thunderagent.cli import main
 from thunderagent.emulator.preset_file import write_preset
@@ -94,7 +95,18 @@ def test_preset_of_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
 def test_what_is_too_long_for_the_engine_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     """Nobody wonders why so few turns ended."""
     _, _, err = run(capsys, "simulate", "--seconds", "60", "--warmup", "0", "--kv-tokens", "24000")
-    assert "too long for the engine" in err
+    assert "turns were too long for a replica of 24,000 KV tokens; their programs were given up" in err
+
+
+def test_what_is_too_long_for_the_model_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The limit that binds is named, of each value of a sweep its own."""
+    path, lines = tmp_path / "mine.json", trace(tmp_path / "trace.jsonl")
+    write_preset(path, evolve(CPU_TINY, max_model_len=2000))
+    arguments = ("--trace", str(lines), "--preset", str(path), "--workers", "1", "--sweep", "kv-tokens=1600,9000")
+    status, _, err = run(capsys, "simulate", *arguments)
+    assert status == 0
+    assert "turns were too long for a replica of 1,600 KV tokens; their programs were given up" in err
+    assert "turns were too long for max_model_len of preset cpu-tiny, 2,000 tokens; their programs were given" in err
 
 
 def test_curves_are_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -161,7 +173,26 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "two ways to say it": (("--sessions", "4", "--pressure", "1"), "--sessions and --pressure set the same thing"),
     "no pressure": (("--pressure", "0"), "pressure is above 0"),
     "too small a cache": (("--kv-tokens", "10"), "at least 1024 KV tokens"),
-    "for ever": (("--seconds", "inf"), "--seconds must be a number of at least 0, got inf"),
+    "for ever": (("--seconds", "inf"), "--seconds must be at most 10,000,000, got inf"),
+    "as good as for ever": (("--seconds", "1e18"), "--seconds must be at most 10,000,000, got 1e+18"),
+    "for no time": (("--seconds", "0"), "--seconds must be above 0, got 0"),
+    "for no number": (("--seconds", "nan"), "--seconds must be above 0, got nan"),
+    "sweep of what is set": (
+        ("--sweep", "sessions=2,4", "--sessions", "3"),
+        "--sessions: --sweep sessions sets the same thing; give one",
+    ),
+    "sweep of what pressure sets": (
+        ("--sweep", "sessions=2,4", "--pressure", "1"),
+        "--pressure: --sweep sessions sets the same thing; give one",
+    ),
+    "sweep of what sessions set": (
+        ("--sweep", "pressure=1,2", "--sessions", "16"),
+        "--sessions: --sweep pressure sets the same thing; give one",
+    ),
+    "sweep of the set share": (
+        ("--sweep", "release=0,1", "--release", "1"),
+        "--release: --sweep release sets the same thing; give one",
+    ),
     "no limit": (("--max-hold-seconds", "nan"), "--max-hold-seconds must be a number"),
     "pressure of nobody": (("--sweep", "pressure=nan"), "must be above 0"),
     "warm-up too long": (("--warmup", "3600"), "the warm-up must be over before the end: 3600 s of 3600 s"),
@@ -242,10 +273,21 @@ def test_trace_of_which_nothing_fits_has_no_figures(capsys: pytest.CaptureFixtur
     status, _, err = run(capsys, "simulate", "--trace", str(path), "--kv-tokens", "1024")
     assert (status, err.count("\n")) == (2, 1)
     assert "every turn was too long for a replica of 1,024 KV tokens" in err
+    write_preset(tmp_path / "mine.json", evolve(CPU_TINY, max_model_len=1500))
+    status, _, err = run(capsys, "simulate", "--trace", str(path), "--preset", str(tmp_path / "mine.json"))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "every turn was too long for max_model_len of preset cpu-tiny, 1,500 tokens" in err
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--sessions", "4"), ("--pressure", "1"), ("--seeds", "2"), ("--sweep", "sessions=1,2")]
+    "arguments",
+    [
+        ("--sessions", "4"),
+        ("--pressure", "1"),
+        ("--seeds", "2"),
+        ("--sweep", "sessions=1,2"),
+        ("--workload", "swe-agent"),
+    ],
 )
 def test_what_a_trace_has_itself_is_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: tuple[str, ...]
@@ -270,3 +312,41 @@ def test_line_of_a_trace_that_is_no_turn(capsys: pytest.CaptureFixture[str], tmp
     path.write_bytes(path.read_bytes() + b'{"program": 5}\n')
     status, _, err = run(capsys, "simulate", "--trace", str(path))
     assert (status, f"{path}, line 21: " in err) == (2, True)
+
+
+def test_cut_line_of_a_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """As a router leaves that was killed while it wrote: what to do is told."""
+    path = trace(tmp_path / "trace.jsonl")
+    path.write_bytes(path.read_bytes()[:-20])
+    status, _, err = run(capsys, "simulate", "--trace", str(path))
+    assert (status, err) == (2, f"thunderagent simulate: {path}, line 20: the line is cut off: delete it\n")
+
+
+@pytest.mark.parametrize("line", ['{"timestamp": 0, "input_length": 5}', "program,arrival", "[]", "{"])
+def test_file_that_is_no_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path, line: str) -> None:
+    """Where traces come from is told."""
+    path = tmp_path / "trace.jsonl"
+    path.write_text(f"{line}\n{line}\n")
+    status, _, err = run(capsys, "simulate", "--trace", str(path))
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"thunderagent simulate: {path}, line 1: ")
+    assert err.endswith("; a trace is a file that `thunderagent serve --record` wrote\n")
+
+
+def test_means_of_nothing_are_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no program and no turn ended."""
+    short = ("simulate", "--sessions", "2", "--warmup", "0", "--workers", "1", "--workload", "coding-long")
+    _, out, _ = run(capsys, *short, "--seconds", "60")
+    assert re.search(r"^program mean s +-$", out, flags=re.MULTILINE)
+    assert re.search(r"^turn max s +[0-9.]+$", out, flags=re.MULTILINE)
+    _, out, _ = run(capsys, *short, "--seconds", "0.01")
+    assert len(re.findall(r"^turn (?:p50|p90|p99|max) s +-$", out, flags=re.MULTILINE)) == 4
+    (told,) = json.loads(run(capsys, *short, "--seconds", "60", "--json", "-")[1])
+    assert (told["programs_ended"], told["mean_program_seconds"]) == (0, None)
+
+
+def test_target_stands_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the rows that are about it."""
+    _, out, _ = run(capsys, *SMALL, "--target", "2.5")
+    assert re.search(r"^turns within the target, 2.5 s +[0-9.]+$", out, flags=re.MULTILINE)
+    assert re.search(r"^programs within the target, 2.5 s +[0-9.]+$", out, flags=re.MULTILINE)

@@ -9,11 +9,20 @@ import pytest
 from daemons import command, engine
 
 from thunderagent.calibration import CalibrationError, Sample, Sizes, fit, predicted_seconds
+from thunderagent.cli import main
 from thunderagent.emulator.preset_file import read_preset
 from thunderagent.emulator.timing import CPU_TINY, PRESETS, TimingModel
 
 WORK = [Sample(1.0, 1, tokens, tokens * tokens // 2) for tokens in (100, 1_000, 10_000)]
 WORK += [Sample(1.0, 1, 0, 0, count, count * size) for count in (1, 4, 16) for size in (100, 5_000)]
+
+
+def calibrated(capsys: pytest.CaptureFixture[str], output: str) -> tuple[int, str, str]:
+    """Exit status and what was written, of a server that nobody asks."""
+    with pytest.raises(SystemExit) as raised:
+        main(["calibrate", "--backend", "http://127.0.0.1:9", "--output", output])
+    told = capsys.readouterr()
+    return int(raised.value.code or 0), told.out, told.err
 
 
 def timed(timing: TimingModel) -> list[Sample]:
@@ -89,7 +98,8 @@ def test_emulated_engine_is_measured_as_it_is(tmp_path: Path) -> None:
     ("arguments", "text"),
     [
         (("--backend", "http://127.0.0.1:9"), "http://127.0.0.1:9 could not be asked: Connection refused\n"),
-        (("--backend", "http://127.0.0.1:9x"), "could not be asked"),
+        (("--backend", "http://127.0.0.1:9x"), "backend URL has a bad port: 'http://127.0.0.1:9x'\n"),
+        (("--backend", "nonsense"), "backend URL must begin with http:// or https://: 'nonsense'\n"),
     ],
 )
 def test_server_that_is_not_there(tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
@@ -97,3 +107,70 @@ def test_server_that_is_not_there(tmp_path: Path, arguments: tuple[str, ...], te
     path = tmp_path / "preset.json"
     done = command("calibrate", *arguments, "--output", str(path))
     assert (done.returncode, text in done.stderr, done.stderr.count("\n"), path.exists()) == (2, True, 1, False)
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("none/at.json", "No such file or directory"),
+        ("file/at.json", "Not a directory"),
+        (".", "Is a directory"),
+        ("preset.yaml", "the file's name must end in .json"),
+    ],
+)
+def test_output_that_cannot_be_written_is_told_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    output: str,
+    reason: str,
+) -> None:
+    """A minute's work would be lost."""
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("thunderagent.cli.calibrate._look", None)
+    assert calibrated(capsys, output) == (2, "", f"thunderagent calibrate: --output {output}: {reason}\n")
+
+
+def test_output_in_a_folder_without_permission_is_told_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Who runs as root may write anywhere: the system's answer is set here."""
+    monkeypatch.setattr("os.access", lambda path, _: path != tmp_path)
+    monkeypatch.setattr("thunderagent.cli.calibrate._look", None)
+    path = tmp_path / "at.json"
+    assert calibrated(capsys, str(path)) == (2, "", f"thunderagent calibrate: --output {path}: Permission denied\n")
+
+
+def test_what_was_measured_is_told_where_its_file_cannot_be_written(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The disk may have filled up meanwhile."""
+    path = tmp_path / "at.json"
+
+    async def look(*_: object) -> tuple[str, int, int]:
+        return "emulated", 8192, 16_384
+
+    async def measured(*_: object) -> list[Sample]:
+        path.mkdir()
+        return timed(CPU_TINY.timing)
+
+    monkeypatch.setattr("thunderagent.cli.calibrate._look", look)
+    monkeypatch.setattr("thunderagent.cli.calibrate.measure", measured)
+    status, out, err = calibrated(capsys, str(path))
+    assert (status, err) == (2, f"thunderagent calibrate: --output {path}: Is a directory\n")
+    assert (out.count("fitted"), "written" in out) == (len(WORK), False)
+
+
+@pytest.mark.parametrize("fault", ["cut:after_chunks=3", "refuse"])
+def test_server_that_goes_away_during_the_measurement_is_told(tmp_path: Path, fault: str) -> None:
+    """One line, status 2, no file."""
+    path = tmp_path / "preset.json"
+    daemon = engine("--preset", "cpu-tiny", "--fault", fault).wait_ready()
+    try:
+        done = command("calibrate", "--backend", daemon.url, "--output", str(path), timeout=100)
+    finally:
+        daemon.kill()
+    gone = f"{daemon.url} went away during the measurement (it closed the connection): start it and calibrate again"
+    assert (done.returncode, done.stderr) == (2, f"thunderagent calibrate: {gone}\n")
+    assert not path.exists()

@@ -72,3 +72,14 @@ def test_workers_do_not_outlive_their_parent(study: subprocess.Popen[str], with_
     study.send_signal(with_signal)
     study.wait(timeout=30)
     assert _until(lambda: not any(map(_is_alive, workers)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_killed_worker_is_told(study: subprocess.Popen[str]) -> None:
+    """One line, no traceback, and the others end too: the system kills one where memory runs out."""
+    workers = _children(study.pid)
+    os.kill(workers[-1], signal.SIGKILL)
+    _, err = study.communicate(timeout=30)
+    told = "a worker process was killed (out of memory?); try --workers 1"
+    assert (study.returncode, err.strip()) == (1, f"thunderagent simulate: {told}")
+    assert _until(lambda: not any(map(_is_alive, workers)))

@@ -27,7 +27,7 @@ def test_turns_go_through_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", "truncated"),
+        ("{", "the line is cut off: delete it"),
         ('{"program": "a"}', "missing required field `arrival`"),
         ('{"program": "a", "arrival": 0, "end": 1, "prompt_tokens": "1", "output_tokens": 1}', "Expected `int`"),
         ('{"program": "a", "arrival": 2, "end": 1, "prompt_tokens": 1, "output_tokens": 1}', "end not before it"),

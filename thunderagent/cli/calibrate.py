@@ -10,9 +10,12 @@ import click
 
 from thunderagent.calibration import CalibrationError, Sample, Sizes, fit, measure, predicted_seconds
 from thunderagent.cli.failure import CommandError
+from thunderagent.cli.outputs import check_output
 from thunderagent.emulator.preset_file import PresetError, write_preset
 from thunderagent.emulator.timing import Preset, TimingModel
-from thunderagent.upstream.connection import system_reason
+from thunderagent.errors import ConfigError
+from thunderagent.upstream.client import normalise_base_url
+from thunderagent.upstream.connection import broken_by, system_reason
 from thunderagent.upstream.vllm import read_metrics
 
 __all__ = ["calibrate"]
@@ -46,23 +49,17 @@ def calibrate(
 
     Takes a minute or two. The file goes to `thunderagent simulate --preset`.
     """
-    url = backend.rstrip("/").removesuffix("/v1")
+    try:
+        check_output("--output", output, (".json",))
+        url = normalise_base_url(backend)
+    except (ConfigError, ValueError) as error:
+        raise CommandError("calibrate", str(error)) from None
     try:
         model, max_model_len, kv_tokens = asyncio.run(_look(url, model, api_key))
         sizes = Sizes.of(max_model_len, kv_tokens, chunk_tokens)
-        samples = asyncio.run(measure(url, model, sizes, api_key))
+        samples = asyncio.run(_measure(url, model, sizes, api_key))
         timing = fit(samples)
-        preset = Preset(
-            name=name or model.rsplit("/", 1)[-1],
-            title=f"simulated, calibrated to a server of {model}",
-            timing=timing,
-            kv_tokens=kv_tokens,
-            max_model_len=max_model_len,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=chunk_tokens,
-        )
-        write_preset(output, preset)
-    except (CalibrationError, PresetError) as error:
+    except CalibrationError as error:
         raise CommandError("calibrate", str(error)) from None
     except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
         is_told = isinstance(error, aiohttp.ClientConnectorError)  # whose own text has words of ssl for http
@@ -70,6 +67,19 @@ def calibrate(
         raise CommandError("calibrate", f"{url} could not be asked: {reason}") from None
     for sample in samples:
         click.echo(_line(sample, timing))
+    preset = Preset(
+        name=name or model.rsplit("/", 1)[-1],
+        title=f"simulated, calibrated to a server of {model}",
+        timing=timing,
+        kv_tokens=kv_tokens,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=chunk_tokens,
+    )
+    try:
+        write_preset(output, preset)
+    except PresetError as error:
+        raise CommandError("calibrate", f"--output {error}") from None
     click.echo(f"{kv_tokens:,} KV tokens; written to {output}")
 
 
@@ -83,6 +93,17 @@ def _line(sample: Sample, timing: TimingModel) -> str:
         what = f"prompt of {sample.prefill_tokens:>6,} tokens"
     off = 100 * (told / sample.seconds - 1)
     return f"{what:<42} {1000 * sample.seconds:>10.2f} ms, fitted {1000 * told:>10.2f} ms ({off:+.0f} %)"
+
+
+async def _measure(url: str, model: str, sizes: Sizes, api_key: str | None) -> list[Sample]:
+    """As ``measure``, but a server that went away meanwhile raises CalibrationError too."""
+    try:
+        return await measure(url, model, sizes, api_key)
+    except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+        is_refused = isinstance(error, aiohttp.ClientConnectorError)
+        reason = system_reason(error) if is_refused else broken_by(error) or "it closed the connection"
+        again = "start it and calibrate again"
+        raise CalibrationError(f"{url} went away during the measurement ({reason}): {again}") from None
 
 
 async def _look(url: str, model: str | None, api_key: str | None) -> tuple[str, int, int]:

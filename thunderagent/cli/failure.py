@@ -6,7 +6,7 @@ from typing import IO, Any
 
 import click
 
-__all__ = ["CommandError"]
+__all__ = ["CommandBroken", "CommandError"]
 
 
 class CommandError(click.ClickException):
@@ -21,3 +21,9 @@ class CommandError(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the one line."""
         click.echo(f"thunderagent {self.command}: {self.format_message()}", err=True)
+
+
+class CommandBroken(CommandError):
+    """The same where nothing that was given is wrong: exit status 1."""
+
+    exit_code = 1

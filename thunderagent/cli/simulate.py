@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 import attrs
 import click
 from attrs import evolve
+from click.core import ParameterSource
 
-from thunderagent.cli.failure import CommandError
+from thunderagent.cli.failure import CommandBroken, CommandError
+from thunderagent.cli.outputs import check_output
 from thunderagent.core.settings import OnHoldLimit
 from thunderagent.emulator.preset_file import PresetError, find_preset
 from thunderagent.emulator.timing import PRESETS
@@ -21,10 +24,10 @@ from thunderagent.errors import ConfigError
 from thunderagent.simulator.figures import Figures
 from thunderagent.simulator.incidents import Addition, Failure, Incident, parse_addition, parse_failure
 from thunderagent.simulator.perturbation import changed_of, parse_perturbation
-from thunderagent.simulator.report import Series, check_outputs, write_html, write_plot
-from thunderagent.simulator.scenario import Arm, Scenario, parse_arm
+from thunderagent.simulator.report import Series, check_drawing, write_html, write_plot
+from thunderagent.simulator.scenario import MOST_SECONDS, Arm, Scenario, parse_arm
 from thunderagent.simulator.shown import ALWAYS, IF_ANY, TURNS, Shown
-from thunderagent.simulator.study import Task, estimate, paired_ratio, run_all, tasks_of
+from thunderagent.simulator.study import Task, WorkerKilled, estimate, paired_ratio, run_all, tasks_of
 from thunderagent.simulator.workloads import WORKLOADS
 from thunderagent.trace import TraceError, read_trace
 
@@ -35,6 +38,9 @@ _SWEEPS = {"sessions": int, "replicas": int, "kv-tokens": int, "pressure": float
 
 _FIELDS = {"kv-tokens": "kv_tokens", "release": "release_ratio"}
 """Those that a scenario calls otherwise."""
+
+_OVERRIDDEN = {"sessions": ("sessions", "pressure"), "pressure": ("sessions", "pressure"), "release": ("release",)}
+"""Per thing that can be swept, the options that then do nothing."""
 
 
 @click.command("simulate")
@@ -108,12 +114,14 @@ def simulate(**given: Any) -> None:
         _simulate(given)
     except (ConfigError, PresetError, TraceError) as error:
         raise CommandError("simulate", str(error)) from None
+    except WorkerKilled as error:
+        raise CommandBroken("simulate", str(error)) from None
 
 
 def _simulate(given: dict[str, Any]) -> None:
     scenario, arms, seeds = _scenario(given), _arms(given), given["seeds"]
     swept, scenarios = _sweep(given["sweep"], scenario)
-    check_outputs(given["plot"], given["html"], given["json_path"])
+    _check_outputs(given["plot"], given["html"], given["json_path"])
     results = _run(tasks_of(scenarios, arms, seeds), given["workers"])
     tables = [(_heading(each, seeds), _table(results, each, arms)) for each in scenarios]
     _warn(results)
@@ -135,18 +143,48 @@ def _simulate(given: dict[str, Any]) -> None:
         write_html(given["html"], series, swept, title, tables)
 
 
+def _check_outputs(plot: Path | None, html: Path | None, json_path: Path | None) -> None:
+    if plot is not None:
+        check_output("--plot", plot, (".png", ".svg", ".pdf"))
+    if html is not None:
+        check_output("--html", html)
+    if json_path is not None and str(json_path) != "-":
+        check_output("--json", json_path)
+    check_drawing(plot, html)
+
+
 def _warn(results: dict[Task, Figures]) -> None:
     """What makes figures mean something else."""
-    rejected = sum(figures.rejected for figures in results.values())
-    if rejected:
-        click.echo(f"{rejected} turns were too long for the engine; their programs were given up", err=True)
+    rejected: Counter[str] = Counter()
+    for task, figures in results.items():
+        rejected[task.scenario.turn_limit] += figures.rejected
+    for limit, turns in rejected.items():
+        if turns:
+            told = "1 turn was" if turns == 1 else f"{turns} turns were"
+            click.echo(f"{told} too long for {limit}; their programs were given up", err=True)
     for task, figures in results.items():
         if task.scenario.ends and figures.programs_open:
             left = f"{figures.programs_open} programs were not done after {task.scenario.horizon_seconds:,.0f} s"
             click.echo(f"{task.arm}: {left}; --seconds gives them longer", err=True)
 
 
+def _refuse_what_would_do_nothing(given: dict[str, Any]) -> None:
+    """Options that another one overrides, where the user gave them. Raises ConfigError."""
+    if given["trace"] is not None and _is_given("workload"):
+        raise ConfigError("--workload: a trace has its own programs; give one of --trace and --workload")
+    swept = (given["sweep"] or "").partition("=")[0]
+    for name in _OVERRIDDEN.get(swept, ()):
+        if _is_given(name):
+            raise ConfigError(f"--{name}: --sweep {swept} sets the same thing; give one")
+
+
+def _is_given(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not ParameterSource.DEFAULT
+
+
 def _scenario(given: dict[str, Any]) -> Scenario:
+    _refuse_what_would_do_nothing(given)
     if given["sessions"] is not None and given["pressure"] is not None:
         raise ConfigError("--sessions and --pressure set the same thing: give one")
     trace, seconds, warmup, limit = given["trace"], given["seconds"], given["warmup"], given["on_hold_limit"]
@@ -157,7 +195,7 @@ def _scenario(given: dict[str, Any]) -> Scenario:
         if given["seeds"] > 1:
             raise ConfigError("--seeds: a trace is the same each time")
         if seconds is None:
-            seconds = max(60.0, 4.0 * max(turn.end for turn in read_trace(trace)))
+            seconds = min(MOST_SECONDS, max(60.0, 4.0 * max(turn.end for turn in read_trace(trace))))
     seconds = 3600.0 if seconds is None else seconds
     incidents: tuple[Incident, ...] = (*map(parse_failure, given["fail"]), *map(parse_addition, given["add"]))
     for incident in incidents:
@@ -269,7 +307,7 @@ def _table(results: dict[Task, Figures], scenario: Scenario, arms: Sequence[Arm]
     every = [figures for column in columns for figures in column]
     table = [["", *(str(arm) for arm in arms)]]
     for shown in (*ALWAYS, *(row for row in IF_ANY if any(row.values(every)))):
-        table.append([shown.title, *(_cell(shown, column) for column in columns)])
+        table.append([shown.titled(scenario.target_seconds), *(_cell(shown, column) for column in columns)])
         if shown is TURNS and len(arms) > 1:
             rates = [shown.values(column) for column in columns]
             ratios = [paired_ratio(each, rates[0]) for each in rates]

@@ -127,7 +127,7 @@ def _programs(window: _Window) -> dict[str, Any]:
         if not program.is_one_off and not program.is_given_up and not program.is_abandoned
     ]
     return {
-        "mean_program_seconds": _mean(ended),
+        "mean_program_seconds": _mean(ended) if ended else None,
         "programs_ended": len(ended),
         "programs_vanished": sum(1 for program, _ in over if program.is_abandoned),
         "programs_open": sum(1 for program in records.programs if program.ended_at is None),

@@ -90,8 +90,9 @@ class Figures:
     """Mean over sessions: the time that their turns and tools would have taken with an engine to themselves, over
     what they took, open turns included."""
     jain_of_progress: float
-    mean_program_seconds: float
-    """From first arrival to end, of the programs that ended and whose client did not vanish."""
+    mean_program_seconds: float | None
+    """From first arrival to end, of the programs that ended and whose client did not vanish; None where there are
+    none."""
     programs_ended: int
     """Those without the vanished."""
     programs_vanished: int

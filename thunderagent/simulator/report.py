@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import io
-import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +18,7 @@ from thunderagent.simulator.study import estimate
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Series", "check_outputs", "write_html", "write_plot"]
+__all__ = ["Series", "check_drawing", "write_html", "write_plot"]
 
 _PANELS = (TURNS, HIT_RATE, LONGEST_HOLD, JAIN)
 
@@ -33,19 +31,8 @@ class Series:
     points: tuple[tuple[float, tuple[Figures, ...]], ...]
 
 
-def check_outputs(plot: Path | None, html: Path | None, json: Path | None) -> None:
-    """Before anything runs: can they be made?
-
-    Raises:
-        ConfigError: no such format, no such folder, or matplotlib or Jinja is not installed.
-    """
-    for option, path in (("--plot", plot), ("--html", html), ("--json", json)):
-        if path is not None and str(path) != "-":
-            wrong = errno.EISDIR if path.is_dir() else None if path.parent.is_dir() else errno.ENOENT
-            if wrong is not None:
-                raise ConfigError(f"{option} {path}: {os.strerror(wrong)}")
-    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
-        raise ConfigError(f"--plot {plot}: the file's name must end in .png, .svg or .pdf")
+def check_drawing(plot: Path | None, html: Path | None) -> None:
+    """Before anything runs: raises ConfigError where matplotlib or Jinja is needed and not installed."""
     needed = ("matplotlib", "jinja2") if html is not None else ("matplotlib",) if plot is not None else ()
     for name in needed:
         if find_spec(name) is None:

@@ -31,8 +31,9 @@ from thunderagent.trace import read_trace
 
 _LEAST_KV_TOKENS = 1_024
 _MOST = {"replicas": MOST_REPLICAS, "sessions": 1_000_000}
+MOST_SECONDS = 10_000_000
+"""Over a hundred days; a trace may last as long."""
 _TIMES = {
-    "horizon_seconds": "--seconds",
     "warmup_seconds": "--warmup",
     "target_seconds": "--target",
     "max_hold_seconds": "--max-hold-seconds",
@@ -42,7 +43,7 @@ _SAMPLE = 100
 _FIRST_OF_BURST = 1_000_000_000
 """Its sessions are numbered on from here: no workload has as many."""
 
-__all__ = ["Arm", "Scenario", "parse_arm", "run", "simulate"]
+__all__ = ["MOST_SECONDS", "Arm", "Scenario", "parse_arm", "run", "simulate"]
 
 
 @frozen
@@ -95,6 +96,7 @@ class Scenario:
     vanish_ratio: float = 0.0
     """Of the programs, those whose client vanishes amid them."""
     horizon_seconds: float = 3600.0
+    """Above 0, ``MOST_SECONDS`` at most."""
     warmup_seconds: float = 600.0
     """What happens before is not counted."""
     seed: int = 0
@@ -121,6 +123,10 @@ class Scenario:
                 f"no program of {self.workload} fits a replica of {kv_tokens:,} KV tokens: of {_SAMPLE}, the "
                 f"shortest has {shortest_tokens(self.workload):,}"
             )
+        if not self.horizon_seconds > 0:
+            raise ConfigError(f"--seconds must be above 0, got {self.horizon_seconds:g}")
+        if self.horizon_seconds > MOST_SECONDS:
+            raise ConfigError(f"--seconds must be at most {MOST_SECONDS:,}, got {self.horizon_seconds:g}")
         for name, option in _TIMES.items():
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{option} must be a number of at least 0, got {getattr(self, name):g}")
@@ -156,6 +162,14 @@ class Scenario:
         if self.trace is None and self.preset is None:
             return WORKLOADS[self.workload].kv_tokens or self.machine.kv_tokens
         return self.machine.kv_tokens
+
+    @property
+    def turn_limit(self) -> str:
+        """What keeps a turn from being longer than it may be, in words."""
+        machine, kv_tokens = self.machine, self.kv_tokens_per_replica
+        if machine.max_model_len < kv_tokens:
+            return f"max_model_len of preset {machine.name}, {machine.max_model_len:,} tokens"
+        return f"a replica of {kv_tokens:,} KV tokens"
 
     @property
     def footprint_tokens(self) -> float:
@@ -280,7 +294,7 @@ def simulate(scenario: Scenario, arm: Arm, on_time: Callable[[float], None] = la
     )
     records = simulation.run()
     if records.totals.rejected_turns and not records.totals.busy_seconds:
-        raise ConfigError(f"every turn was too long for a replica of {scenario.kv_tokens_per_replica:,} KV tokens")
+        raise ConfigError(f"every turn was too long for {scenario.turn_limit}")
     if records.end_seconds <= scenario.warmup_seconds:
         raise ConfigError(
             f"under {arm} all programs were done after {records.end_seconds:.0f} s, before the warm-up of "

@@ -13,10 +13,14 @@ __all__ = ["ALWAYS", "BOUND", "HIT_RATE", "IF_ANY", "JAIN", "LONGEST_HOLD", "TUR
 
 @frozen
 class Shown:
-    """A figure: its title, and its value in a run; None where a run has none."""
+    """A figure: its title, and its value in a run; None where a run has none. ``title`` may hold ``{target}``."""
 
     title: str
     of: Callable[[Figures], float | None]
+
+    def titled(self, target_seconds: float) -> str:
+        """The title where a first token should come within ``target_seconds``."""
+        return self.title.format(target=f"{target_seconds:g} s")
 
     def values(self, runs: Iterable[Figures]) -> list[float]:
         """In the runs that have one."""
@@ -39,17 +43,17 @@ ALWAYS: tuple[Shown, ...] = (
     Shown("first token p50 s", lambda figures: figures.first_token_seconds.p50),
     Shown("first token p90 s", lambda figures: figures.first_token_seconds.p90),
     Shown("first token p99 s", lambda figures: figures.first_token_seconds.p99),
-    Shown("turn p50 s", lambda figures: figures.turn_seconds.p50),
-    Shown("turn p90 s", lambda figures: figures.turn_seconds.p90),
-    Shown("turn p99 s", lambda figures: figures.turn_seconds.p99),
-    Shown("turn max s", lambda figures: figures.turn_seconds.most),
+    Shown("turn p50 s", lambda figures: figures.turn_seconds.p50 if figures.turns else None),
+    Shown("turn p90 s", lambda figures: figures.turn_seconds.p90 if figures.turns else None),
+    Shown("turn p99 s", lambda figures: figures.turn_seconds.p99 if figures.turns else None),
+    Shown("turn max s", lambda figures: figures.turn_seconds.most if figures.turns else None),
     Shown("holds", lambda figures: figures.holds),
     Shown("held at the end", lambda figures: figures.open_holds),
     Shown("hold mean s", lambda figures: figures.hold_seconds.mean),
     Shown("hold max s", lambda figures: figures.hold_seconds.most),
     LONGEST_HOLD,
-    Shown("turns within the target", lambda figures: figures.turns_within_target),
-    Shown("programs within the target", lambda figures: figures.programs_within_target),
+    Shown("turns within the target, {target}", lambda figures: figures.turns_within_target),
+    Shown("programs within the target, {target}", lambda figures: figures.programs_within_target),
     Shown("progress", lambda figures: figures.progress),
     JAIN,
     Shown("program mean s", lambda figures: figures.mean_program_seconds),

@@ -9,19 +9,27 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 
 from attrs import evolve, frozen
 
 from thunderagent.simulator.figures import Figures
 from thunderagent.simulator.scenario import Arm, Scenario, run
 
-__all__ = ["Estimate", "Task", "estimate", "paired_ratio", "run_all", "tasks_of"]
+__all__ = ["Estimate", "Task", "WorkerKilled", "estimate", "paired_ratio", "run_all", "tasks_of"]
 
 _T95 = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
 )
 """Student's t, two-sided 95 %, for 1 to 20 degrees of freedom; beyond, the last is a little too wide."""
+
+
+class WorkerKilled(Exception):
+    """A process that computed runs was ended from outside; the message says what to do."""
+
+    def __init__(self) -> None:
+        super().__init__("a worker process was killed (out of memory?); try --workers 1")
 
 
 @frozen
@@ -80,7 +88,9 @@ def run_all(
     """Results as they come. ``workers`` None: one process per core; with one, this process does the work and
     ``on_time`` hears its clock.
 
-    Raises what ``run`` raises, when that run's turn comes.
+    Raises:
+        WorkerKilled: a process was ended from outside; the runs that it and the others had are lost.
+        What ``run`` raises, when that run's turn comes.
     """
     workers = min(len(tasks), workers or os.cpu_count() or 1)
     if workers <= 1:
@@ -93,10 +103,12 @@ def run_all(
         running = {pool.submit(run, task.scenario, task.arm): task for task in tasks}
         for done in as_completed(running):
             yield running[done], done.result()
-    except BaseException:
+    except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
         for worker in set(multiprocessing.active_children()) - others:
             worker.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise WorkerKilled from None
         raise
     pool.shutdown()
 
