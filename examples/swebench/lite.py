@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interrupt_on_termination()
     os.environ.setdefault("MSWEA_SILENT_STARTUP", "1")
     try:
+        print("swebench-lite: checking backends, port, agents, data set, Docker, disk", file=sys.stderr, flush=True)
         found = preflight.problems(wanted)
         if found:
             print(preflight.report(found), file=sys.stderr, flush=True)
