@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import structlog
@@ -164,13 +164,7 @@ class BackendPool:
 
     async def wait_first_looks(self, timeout_seconds: float) -> None:
         """Wait until each backend was looked at once, or the time is over."""
-        looks = [asyncio.ensure_future(entry.first_look.wait()) for entry in self.watched.values()]
-        try:
-            if looks:
-                await asyncio.wait(looks, timeout=timeout_seconds)
-        finally:
-            for look in looks:
-                look.cancel()
+        await _wait_for_all([entry.first_look for entry in self.watched.values()], timeout_seconds)
 
     async def close(self) -> None:
         """End all watching and close all connections."""
@@ -225,7 +219,7 @@ class BackendPool:
             if entry.health.is_failing:
                 await asyncio.sleep(self.settings.failed_interval_seconds)
             else:
-                await _sleep_unless(entry.look_now, self.settings.interval_seconds)
+                await _wait_for_all([entry.look_now], self.settings.interval_seconds)
 
     def _take(self, entry: WatchedBackend, scrape: Scrape) -> None:
         """Turn one look into events."""
@@ -303,13 +297,16 @@ def _ssl(config: BackendConfig) -> ssl.SSLContext | bool:
     return ssl.create_default_context(cafile=config.ca_file) if config.ca_file else True
 
 
-async def _sleep_unless(event: asyncio.Event, seconds: float) -> None:
+async def _wait_for_all(events: Sequence[asyncio.Event], seconds: float) -> None:
+    """Until all of them are set, or the time is over."""
     # Not asyncio.wait_for: before Python 3.12 it may swallow a cancellation.
-    waiting = asyncio.ensure_future(event.wait())
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
     try:
-        await asyncio.wait((waiting,), timeout=seconds)
+        if waiting:
+            await asyncio.wait(waiting, timeout=seconds)
     finally:
-        waiting.cancel()
+        for each in waiting:
+            each.cancel()
 
 
 async def stop_task(task: asyncio.Task[Any] | None) -> None:

@@ -192,3 +192,5 @@ async def test_pool_closes_though_a_look_was_just_asked_for(stack: Stack) -> Non
     await asyncio.sleep(0.05)
     entry.look_now.set()
     await asyncio.wait_for(pool.close(), 5.0)
+    assert entry.task is not None
+    assert entry.task.done()
