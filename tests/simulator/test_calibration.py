@@ -116,6 +116,7 @@ def test_server_that_is_not_there(tmp_path: Path, arguments: tuple[str, ...], te
         ("file/at.json", "Not a directory"),
         (".", "Is a directory"),
         ("preset.yaml", "the file's name must end in .json"),
+        (300 * "a" + ".json", "File name too long"),
     ],
 )
 def test_output_that_cannot_be_written_is_told_before_anything_is_measured(

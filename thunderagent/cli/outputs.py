@@ -29,8 +29,11 @@ def check_output(option: str, path: Path, endings: Sequence[str] = ()) -> None:
 
 def _what_keeps_from_writing(path: Path) -> int | None:
     """The number of the system's error; None where nothing does."""
-    if path.is_dir():
-        return errno.EISDIR
-    if not path.parent.is_dir():
-        return errno.ENOTDIR if path.parent.exists() else errno.ENOENT
-    return None if os.access(path if path.exists() else path.parent, os.W_OK) else errno.EACCES
+    try:
+        if path.is_dir():
+            return errno.EISDIR
+        if not path.parent.is_dir():
+            return errno.ENOTDIR if path.parent.exists() else errno.ENOENT
+        return None if os.access(path if path.exists() else path.parent, os.W_OK) else errno.EACCES
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        return error.errno or errno.EIO
